@@ -1,0 +1,60 @@
+"""The VSE family: VSE0 / UVS, VSE++, order-embeddings, bag of words.
+
+    xmodal train --config vse.py:vsepp,f8k --workdir runs/vsepp
+
+Sources: UVS arXiv 1411.2539; order-embeddings arXiv 1511.06361; VSE++ arXiv 1707.05612; settings are those of the
+released code unless a comment says otherwise.
+"""
+
+from ml_collections import ConfigDict
+
+from xmodal_jax.defaults import base, parse, shrink
+from xmodal_jax.types import Config
+
+VARIANTS = ("vsepp", "vsepp_warmup", "vse0", "uvs", "order", "bow")
+
+
+def get_config(arg: str | None = None) -> Config:
+    variant, data, tiny = parse(arg, VARIANTS)
+    config = base(data)
+    config.model = ConfigDict(
+        {
+            "name": "vse",
+            "embed_dim": 1024,
+            "word_dim": 300,
+            "feature": "region" if data == "scenes" else "global",
+            "text": "gru",
+            "bidirectional": False,
+            "measure": "dot",
+            "absolute": False,
+            "normalise_train": True,
+            "normalise_test": True,
+            "dtype": "float32",
+        }
+    )
+    if variant == "vsepp_warmup":  # the mean-loss warm-up of VSE-infinity, not part of VSE++
+        config.loss.warmup_epochs = 1.0
+    elif variant == "vse0":  # as vsepp re-creates it: images are never normalised
+        config.loss.hardness = 0.0
+        config.model.normalise_train = config.model.normalise_test = False
+    elif variant in ("uvs", "bow"):
+        config.loss.hardness = 0.0
+        config.model.normalise_train = False
+        config.data.sampler = "length_buckets"
+        config.epochs = 15.0
+        config.optim.schedule = ConfigDict({"kind": "constant"})
+        if variant == "bow":
+            config.model.text = "bow"
+            config.model.word_dim = config.model.embed_dim
+    elif variant == "order":
+        config.loss.margin, config.loss.hardness = 0.05, 0.0
+        config.model.measure, config.model.absolute = "order", True
+        config.data.sampler, config.data.drop_last = "images", True
+        config.epochs = 100.0
+        config.optim.lr = 1e-3
+        config.optim.schedule = ConfigDict({"kind": "constant"})
+        config.optim.clip_norm, config.optim.clip_tensor_norm = 0.0, 2.0
+    if tiny:
+        shrink(config)
+        config.model.embed_dim = config.model.word_dim = 32
+    return config

@@ -1,0 +1,26 @@
+"""Shared set-up: CPU with eight virtual devices, a compilation cache, the real data where it is present."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pytest
+
+DATA = Path(os.environ.get("XMODAL_DATA", ROOT.parent / "shared" / "data"))
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    """The folder of the real Flickr8k features in the precomp layout."""
+    folder = DATA / "flickr8k"
+    if not (folder / "train_caps.txt").is_file():
+        pytest.skip(f"no real data at {folder}; set XMODAL_DATA to a folder that holds flickr8k")
+    return folder

@@ -1,0 +1,64 @@
+"""Similarities: oracles, gradients at the corners, blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax import similarity
+
+
+def pair(seed=0, b=4, c=6, d=5):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(b, d)).astype("f4"), random.normal(size=(c, d)).astype("f4")
+
+
+def test_cosine_is_the_cosine():
+    v, s = pair()
+    expected = [[float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in s] for a in v]
+    np.testing.assert_allclose(similarity.cosine(v, s), expected, atol=1e-6)
+    np.testing.assert_allclose(similarity.cosine(3 * v, s), expected, atol=1e-6)
+
+
+def test_order_both_forms():
+    v, s = np.abs(pair()[0]), np.abs(pair()[1])
+    expected = np.array([[-sum(max(0.0, y - x) ** 2 for x, y in zip(a, b, strict=True)) for b in s] for a in v])
+    np.testing.assert_allclose(similarity.order(v, s), expected, atol=1e-6)
+    np.testing.assert_allclose(similarity.order_root(v, s), -np.sqrt(-expected), atol=1e-6)
+
+
+def test_order_is_zero_only_for_dominated_captions():
+    v = jnp.array([[1.0, 2.0]])
+    s = jnp.array([[0.5, 2.0], [0.5, 2.5]])
+    assert similarity.order(v, s)[0, 0] == 0.0
+    assert similarity.order(v, s)[0, 1] == -0.25
+
+
+@pytest.mark.parametrize("score", [similarity.cosine, similarity.order, similarity.order_root])
+def test_gradients_are_finite_at_zero_and_at_equality(score):
+    v = jnp.array([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    s = jnp.array([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    for gradient in jax.grad(lambda v, s: score(v, s).sum(), argnums=(0, 1))(v, s):
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("block", [None, 1, 2, 3, 4, 7])
+def test_pairwise_does_not_depend_on_the_block(block):
+    v, s = pair()
+    matrix = np.random.default_rng(1).normal(size=(5, 5)).astype("f4")
+
+    def loss(matrix, v, s, block):
+        scores = similarity.pairwise(lambda w, a, b: similarity.cosine(a @ w, b @ w), matrix, v, s, block=block)
+        return jnp.sum(jnp.sin(3 * scores)), scores
+
+    grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (expected, scores), (got, blocked) = grad(matrix, v, s, None), grad(matrix, v, s, block)
+    np.testing.assert_allclose(blocked, scores, atol=1e-6)
+    for one, two in zip(expected, got, strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_correspondence_takes_any_number_of_captions():
+    positive = similarity.correspondence(jnp.array([0, 0, 2, 1, 2, 2]), 3)
+    assert positive.sum(axis=0).tolist() == [1] * 6
+    assert positive.sum(axis=1).tolist() == [2, 1, 3]

@@ -1,0 +1,205 @@
+"""`xmodal <verb>`: the arguments of all verbs, importing nothing heavy; the verb's module then takes over."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from xmodal_jax import __version__
+from xmodal_jax.errors import UsageError, XmodalError
+
+EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 data, 4 checkpoint, 5 not finite or collapsed, 75 saved on a signal"
+
+
+def verb(verbs, name: str, handler: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """Add a verb whose work is done by ``module:function``."""
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example: {example}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def add_demo(verbs) -> None:
+    parser = verb(verbs, "demo", "demo:main", "the main job on the built-in data set, with a report", "xmodal demo")
+    parser.add_argument("--workdir", type=Path, default=Path("demo"), help="folder for data, run and report")
+    parser.add_argument("--tiny", action="store_true", help="60 pictures and two epochs, for a quick check")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def add_data(verbs) -> None:
+    parser = verbs.add_parser("data", help="make, import and check data sets", epilog=EXIT_CODES)
+    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar="scenes|import|check")
+    scenes = verb(
+        kinds,
+        "scenes",
+        "data.scenes:main",
+        "make the built-in data set",
+        "xmodal data scenes --out data/scenes --images 3000",
+    )
+    scenes.add_argument("--out", type=Path, required=True)
+    scenes.add_argument("--images", type=int, default=3000, help="number of pictures, 5 captions each")
+    scenes.add_argument("--seed", type=int, default=0)
+    check = verb(kinds, "check", "data.check:main", "check a prepared data set", "xmodal data check data/f8k")
+    check.add_argument("directory", type=Path)
+    check.add_argument("--json", type=Path, help="also write the findings here")
+    add_import(kinds)
+
+
+def add_import(kinds) -> None:
+    parser = verb(
+        kinds,
+        "import",
+        "data.sources:main",
+        "import features and captions",
+        "xmodal data import precomp f8k_precomp --out data/f8k --features ims,glob",
+    )
+    parser.add_argument("kind", choices=["precomp", "karpathy", "csv", "butd"], help="layout of the source")
+    parser.add_argument("source", type=Path, help="folder (precomp) or file (the others)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", help="name of the data set; that of the source by default")
+    parser.add_argument(
+        "--features",
+        action="extend",
+        type=lambda text: text.split(","),
+        help="precomp: arrays to take, ims and, or, glob; others: the feature file",
+    )
+    parser.add_argument("--images", type=Path, help="folder of pictures to attach")
+    parser.add_argument("--ids", type=Path, help="ids of the feature file's rows, one a line")
+    parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json")
+    parser.add_argument("--captions-per-image", type=int, help="precomp: where it cannot be told from the files")
+    parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
+    parser.add_argument("--restval-to-train", action="store_true", help="karpathy, butd: restval images train too")
+    parser.add_argument("--image-col", help="csv: column of the image file names")
+    parser.add_argument("--caption-col", help="csv: column of the captions")
+    parser.add_argument("--split-col", help="csv: column of the splits")
+    parser.add_argument("--delimiter", help="csv: column separator; found out by default")
+    parser.add_argument("--dev", type=float, default=0.0, help="csv without splits: share of dev images")
+    parser.add_argument("--test", type=float, default=0.0, help="csv without splits: share of test images")
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
+    parser.add_argument("--max-broken", type=float, default=0.01, help="butd: share of broken rows to tolerate")
+
+
+def add_train(verbs) -> None:
+    parser = verb(
+        verbs,
+        "train",
+        "train:main",
+        "train a system, or go on with a run",
+        "xmodal train --config vse.py:vsepp,f8k --workdir runs/vsepp --config.optim.lr=1e-4",
+    )
+    parser.add_argument("--config", required=True, help="FILE.py:ARG; override keys by --config.KEY=VALUE")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run; an existing run is resumed")
+
+
+def add_eval(verbs) -> None:
+    parser = verb(
+        verbs,
+        "eval",
+        "evaluate:main",
+        "recall of a run on a split",
+        "xmodal eval --workdir runs/vsepp --split test --json vsepp.json",
+    )
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument(
+        "--protocol",
+        choices=["auto", "full", "fold5"],
+        default="auto",
+        help="fold5: mean over five folds of 1,000 images",
+    )
+    parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
+    parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
+    parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
+
+
+def add_baseline(verbs) -> None:
+    parser = verb(
+        verbs,
+        "baseline",
+        "baseline:main",
+        "linear baselines without a network",
+        "xmodal baseline cca --data data/f8k --features global",
+    )
+    parser.add_argument("method", choices=["cca", "ncca"], help="canonical correlation, plain or weighted")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--features", type=lambda text: text.split(","), default=["global"], help="global, region or both"
+    )
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+
+
+def add_show(verbs) -> None:
+    parser = verb(verbs, "show", "show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
+    parser.add_argument("workdir", type=Path)
+
+
+def add_doctor(verbs) -> None:
+    parser = verb(verbs, "doctor", "doctor:main", "versions, devices, extras and a short self-test", "xmodal doctor")
+    parser.add_argument("--json", type=Path, help="also write the findings here")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="xmodal",
+        description="Image-text matching in JAX.",
+        epilog=f"xmodal VERB --help shows an example; {EXIT_CODES}",
+    )
+    parser.add_argument("--version", action="version", version=f"xmodal_jax {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (add_demo, add_data, add_train, add_eval, add_baseline, add_show, add_doctor):
+        add(verbs)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse ``argv`` and run its verb; returns the exit code."""
+    parser = make_parser()
+    overrides = [word for word in argv if word.startswith("--config.")]
+    debug = "--debug" in argv
+    args = parser.parse_args([word for word in argv if word not in overrides and word != "--debug"])
+    args.overrides = overrides
+    try:
+        if overrides and args.verb != "train":
+            raise UsageError(f"{overrides[0]}: only `xmodal train` takes config overrides.")
+        module, _, function = args.handler.partition(":")
+        return getattr(importlib.import_module(f"xmodal_jax.{module}"), function)(args)
+    except XmodalError as error:
+        if debug:
+            raise
+        print(f"xmodal: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("xmodal: interrupted", file=sys.stderr)
+        return 130
+
+
+def entry() -> None:
+    """The console script."""
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "3"
+    )  # TensorFlow only feeds data here; its start-up notes help nobody
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `xmodal ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,160 @@
+"""Configs: found by name, overridden on the command line, saved as JSON with the run, compared on resume."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.types import Config
+
+# Changing these does not change what a run computes, so a resumed run may; the data itself is checked by hash.
+FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block", "data.dir")
+
+
+def find(spec: str) -> str:
+    """``vse.py:vsepp,f8k`` or ``path/to/config.py:arg`` to an existing path with the same argument.
+
+    A path that exists wins; otherwise the configs that come with the package are searched.
+
+    Raises:
+        UsageError: no such file; the message lists the configs there are.
+    """
+    path, colon, arg = spec.partition(":")
+    here = Path(__file__).resolve().parent
+    shipped = [folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()]
+    relative = Path(path).relative_to("configs") if path.startswith("configs/") else Path(path)
+    for candidate in (Path(path), *(folder / relative for folder in shipped)):
+        if candidate.is_file():
+            return f"{candidate}{colon}{arg}"
+    names = sorted({file.name for folder in shipped for file in folder.glob("*.py")})
+    raise UsageError(f'No config file "{path}"; the package has {", ".join(names)}.')
+
+
+def names(config: Config, prefix: str = "") -> Iterator[str]:
+    """All keys, dotted."""
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, ConfigDict):
+            yield from names(value, f"{prefix}{key}.")
+
+
+def near(key: str, known: Sequence[str]) -> str:
+    """`` Did you mean "optim.lr"?`` for the closest of ``known``, by its last part where that fits ("lr")."""
+    last = [name for name in known if name.rsplit(".", 1)[-1] == key]
+    guess = last or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f' Did you mean "{guess[0]}"?' if guess else ""
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of ``spec`` with ``--config.key=value`` overrides applied and typed.
+
+    Raises:
+        UsageError: an unknown file, argument, key or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    spec = find(spec)
+
+    def parse(arguments: Sequence[str]) -> Config:
+        argv = ["xmodal", f"--config={spec}", *arguments]
+        values = flags.FlagValues()  # our own, so that nothing is left in the process-wide flags
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        with contextlib.redirect_stderr(io.StringIO()):
+            values(argv)
+        return values["config"].value
+
+    try:
+        plain = parse([])
+    except Exception as error:  # a config is the user's Python: whatever it raises is about the config
+        lines = [line for line in str(error).splitlines() if len(line) > 1]
+        raise UsageError(f"Config {spec} cannot be loaded: {lines[-1] if lines else type(error).__name__}.") from error
+    known = list(names(plain))
+    for override in overrides:
+        key = override.removeprefix("--config.").partition("=")[0].partition("[")[0]
+        if not override.startswith("--config.") or "=" not in override:
+            raise UsageError(f'Cannot read "{override}"; overrides look like --config.optim.lr=1e-3.')
+        if key not in known:
+            raise UsageError(f'No config key "{key}".{near(key, known)}')
+        if isinstance(_get(plain, key), ConfigDict):
+            raise UsageError(f'Config key "{key}" is a group; set one of {", ".join(_get(plain, key))}.')
+    try:
+        config = parse(list(overrides))
+    except Exception as error:
+        raise UsageError(f"Config override refused: {error}.") from error
+    return ConfigDict(json.loads(config.to_json()), convert_dict=True)
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def save(config: Config, path: Path) -> None:
+    """Write as JSON, keys sorted."""
+    path.write_text(json.dumps(json.loads(config.to_json()), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(workdir: Path) -> Config:
+    """The config saved with a run. Raises CheckpointError where there is none."""
+    path = workdir / "config.json"
+    try:
+        return ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(f"{workdir} is not a run folder (no config.json); give the --workdir of a run.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}).") from error
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Leaves by dotted key, as JSON values."""
+    plain = ConfigDict(json.loads(config.to_json()))
+    return {key: _get(plain, key) for key in names(plain) if not isinstance(_get(plain, key), ConfigDict)}
+
+
+def check_same(saved: Config, new: Config, workdir: Path) -> None:
+    """Raise a CheckpointError naming the keys in which a run folder's config differs from the one now given."""
+    old, now = flatten(saved), flatten(new)
+    differing = [
+        f"{key}: {old.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted(set(old) | set(now))
+        if old.get(key) != now.get(key) and not key.startswith(FREE)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{workdir} holds a run of another config ({'; '.join(differing[:5])}); "
+            "choose another --workdir, or give the config it was started with."
+        )
+
+
+def stages(config: Config) -> list[Config]:
+    """The config of each stage: the whole config, overridden by the stage's own keys. One stage where none is given.
+
+    Raises:
+        UsageError: a stage names a key that the config does not have.
+    """
+    merged = []
+    known = [*names(config), "keep_optimiser"]
+    for stage in config.stages or ({},):
+        own = ConfigDict(json.loads(config.to_json()))
+        own.keep_optimiser = False
+        overrides = ConfigDict(dict(stage))
+        for key in names(overrides):
+            if key not in known:
+                raise UsageError(f'No config key "{key}" in config.stages.{near(key, known)}')
+        if "epochs" in overrides:
+            own.steps = 0
+        own.unlock()
+        own.update(overrides)
+        merged.append(own)
+    return merged

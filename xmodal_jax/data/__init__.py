@@ -1,0 +1,1 @@
+"""Data: importers, the prepared set on disk, its checker, the vocabulary and the tf.data pipeline."""

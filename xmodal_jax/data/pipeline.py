@@ -1,0 +1,236 @@
+"""tf.data: from the order of an epoch to padded batches, read ahead in the background.
+
+NumPy decides what a batch holds (:mod:`xmodal_jax.data.order`), array_record fetches the records, TensorFlow parses
+them and prefetches. TensorFlow is imported when a pipeline starts, never with this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.data.order import Sampler
+from xmodal_jax.data.records import Split
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.errors import DataError, UsageError, require
+from xmodal_jax.types import Batch, Images, Texts
+
+
+class Captions:
+    """The tokens of all captions of a split, in one flat array.
+
+    Captions of more than ``max_words`` tokens are cut, ``<end>`` kept; ``cut`` counts them.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, lengths: Sequence[int]):
+        self.static = np.sort(np.asarray(lengths, np.int64))  # the W a batch may have
+        self.counts = np.array([len(own) for own in captions], np.int64)
+        self.image = np.repeat(np.arange(len(captions)), self.counts)
+        self.cut = 0
+        tokens = [self._fit(vocabulary.encode(text)) for own in captions for text in own]
+        self.lengths = np.array([len(one) for one in tokens], np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.flat = np.fromiter((t for one in tokens for t in one), np.int32, self.first[-1])
+
+    def _fit(self, tokens: list[int]) -> list[int]:
+        longest = int(self.static[-1])
+        if len(tokens) <= longest:
+            return tokens
+        self.cut += 1
+        return tokens[: longest - 1] + tokens[-1:]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def texts(self, caption: np.ndarray, row: np.ndarray, width: int | None = None) -> Texts:
+        """Captions [C] (-1 is padding), padded to the smallest static length that holds them all."""
+        real = caption >= 0
+        length = np.where(real, self.lengths[caption], 0)
+        width = width or int(self.static[np.searchsorted(self.static, max(int(length.max()), 1))])
+        place = np.arange(width)
+        mask = place < length[:, None]
+        token = np.where(mask, self.flat[np.minimum(self.first[caption][:, None] + place, len(self.flat) - 1)], 0)
+        image = np.where(real, self.image[caption], -1)
+        token, row, image, own = (x.astype(np.int32) for x in (token, row, image, np.where(real, caption, -1)))
+        return Texts(token, mask, row, image, own)
+
+
+class FeatureReader:
+    """Reads rows of a split as dense arrays: features in their own dtype, region masks, boxes.
+
+    Args:
+        names: the features a model asks for.
+        boxes: also deliver the boxes.
+        limit: only the first so many images, 0 = all; ``count`` says how many those are.
+
+    Raises:
+        UsageError: a feature that the data set does not have.
+    """
+
+    def __init__(self, split: Split, names: Sequence[str], *, boxes: bool = False, limit: int = 0):
+        missing = [name for name in names if name not in split.feature_names]
+        if missing:
+            raise UsageError(
+                f'{split.dataset.directory} has no feature "{missing[0]}", only '
+                f"{', '.join(split.feature_names) or 'none'}; choose --config.model.feature or import it."
+            )
+        require("tensorflow", "train")
+        self.split, self.names, self.boxes = split, list(names), boxes
+        self.count = min(limit or len(split), len(split))
+        self.spec: dict[str, Mapping[str, Any]] = {name: split.dataset.manifest["features"][name] for name in names}
+        self._readers: list[Any] | None = None
+
+    def _open(self) -> None:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        self._readers = [ArrayRecordReader(str(path)) for path in self.split.paths]
+        counts = [reader.num_records() for reader in self._readers]
+        if sum(counts) != len(self.split):
+            raise DataError(
+                f'{self.split.dataset.directory}: split "{self.split.name}" holds {sum(counts):,} records, the '
+                f"manifest says {len(self.split):,}; run: xmodal data check {self.split.dataset.directory}"
+            )
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def raw(self, rows: np.ndarray) -> np.ndarray:
+        """Serialised records of ``rows`` [n]; any order, repeats allowed."""
+        if self._readers is None:
+            self._open()
+        assert self._readers is not None
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        records = np.empty(len(rows), object)
+        for index in np.unique(shard):
+            places = np.flatnonzero(shard == index)
+            records[places] = self._readers[index].read([int(r) for r in rows[places] - self._starts[index]])
+        return records
+
+    def parse(self, records: Any) -> dict[str, Any]:
+        """A string tensor [B] to arrays: each feature [B, F] or [B, R, F], ``mask`` [B, R], ``boxes`` [B, R, 4]."""
+        import tensorflow as tf
+
+        keys = {f"features/{name}": tf.io.FixedLenFeature([], tf.string) for name in self.names}
+        if self.boxes:
+            keys["boxes"] = tf.io.FixedLenFeature([], tf.string)
+        parsed = tf.io.parse_example(records, keys)
+        out: dict[str, Any] = {"mask": tf.ones([tf.shape(records)[0], 1], tf.bool)}
+        for name, spec in self.spec.items():
+            size = {"float16": 2, "bfloat16": 2, "float32": 4}[spec["dtype"]]
+            regions, width = spec.get("regions", [1, 1])[1], spec["shape"][-1]
+            bytes_ = parsed[f"features/{name}"]
+            flat = tf.io.decode_raw(bytes_, tf.uint16 if size == 2 else tf.float32, fixed_length=regions * width * size)
+            if size == 2:
+                flat = tf.bitcast(flat, tf.dtypes.as_dtype(spec["dtype"]))
+            if "regions" in spec:
+                out[name] = tf.reshape(flat, [-1, regions, width])
+                out["mask"] = tf.sequence_mask(tf.strings.length(bytes_) // (width * size), regions)
+            else:
+                out[name] = tf.reshape(flat, [-1, width])
+        if self.boxes:
+            regions = max(spec.get("regions", [1, 1])[1] for spec in self.spec.values())
+            out["boxes"] = tf.reshape(
+                tf.io.decode_raw(parsed["boxes"], tf.float32, fixed_length=regions * 16), [-1, regions, 4]
+            )
+        return out
+
+    def stream(self, rows: Any) -> Any:
+        """A tf.data set of row arrays [B] (-1 reads row 0) to a tf.data set of parsed arrays, read ahead."""
+        import tensorflow as tf
+
+        def fetch(one):
+            records = tf.numpy_function(lambda r: self.raw(np.maximum(r, 0)), [one], tf.string, stateful=False)
+            return self.parse(tf.ensure_shape(records, [None]))
+
+        options = tf.data.Options()
+        options.deterministic = True
+        return rows.map(fetch, num_parallel_calls=2).prefetch(4).with_options(options)
+
+    def images(self, arrays: Mapping[str, Any], rows: np.ndarray) -> Images:
+        features = {name: arrays[name] for name in self.names}
+        return Images(features, arrays["mask"], rows.astype(np.int32), arrays.get("boxes"))
+
+
+class TrainPipeline:
+    """Batches of a training split for steps ``start`` to ``stop``; each host reads its own rows of the global batch.
+
+    ``waited`` is the time in seconds the consumer spent waiting for input.
+    """
+
+    def __init__(
+        self,
+        reader: FeatureReader,
+        captions: Captions,
+        sampler: Sampler,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if sampler.batch_size % process_count:
+            raise UsageError(
+                f"data.batch_size {sampler.batch_size} does not divide over {process_count} hosts; "
+                f"use a multiple of {process_count}."
+            )
+        self.reader, self.captions, self.sampler = reader, captions, sampler
+        self.process_index, self.process_count = process_index, process_count
+        self.waited = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sampler.steps_per_epoch
+
+    def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Global image rows [B], captions [C] and the captions' image rows [C] of a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = self.sampler.epoch(epoch)
+        return order.image[index], order.caption[index], order.row
+
+    def host_rows(self, items: np.ndarray) -> np.ndarray:
+        share = len(items) // self.process_count
+        return items[self.process_index * share : (self.process_index + 1) * share]
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The host's part of each global batch; caption rows stay global, so do the static lengths."""
+        import tensorflow as tf
+
+        def rows() -> Iterator[np.ndarray]:
+            for step in range(start, stop):
+                yield self.host_rows(self.plan(step)[0])
+
+        signature = tf.TensorSpec([None], tf.int64)  # pyright: ignore[reportArgumentType]
+        stream = self.reader.stream(tf.data.Dataset.from_generator(rows, output_signature=signature))
+        iterator = stream.as_numpy_iterator()
+        for step in range(start, stop):
+            image, caption, row = self.plan(step)
+            texts = self.captions.texts(caption, row)
+            began = time.perf_counter()
+            arrays = next(iterator)
+            self.waited += time.perf_counter() - began
+            yield Batch(self.reader.images(arrays, self.host_rows(image)), Texts(*(map_rows(self.host_rows, texts))))
+
+
+def map_rows(cut: Any, texts: Texts) -> list[Any]:
+    """Apply ``cut`` to every array of ``texts``."""
+    return [None if value is None else cut(value) for value in texts]
+
+
+def image_batches(reader: FeatureReader, size: int) -> Iterator[Images]:
+    """All images of a split in order, ``size`` at a time; the last batch is padded (id -1)."""
+    import tensorflow as tf
+
+    rows = np.full(-(-reader.count // size) * size, -1, np.int64)
+    rows[: reader.count] = np.arange(reader.count)
+    batches = rows.reshape(-1, size)
+    stream = reader.stream(tf.data.Dataset.from_tensor_slices(batches))
+    for own, arrays in zip(batches, stream.as_numpy_iterator(), strict=True):
+        yield reader.images(arrays, own)
+
+
+def text_batches(captions: Captions, size: int) -> Iterator[Texts]:
+    """All captions of a split, shortest first so that little padding is computed; the last batch is padded (id -1)."""
+    order = np.argsort(captions.lengths, kind="stable")
+    rows = np.full(-(-len(order) // size) * size, -1, np.int64)
+    rows[: len(order)] = order
+    for own in rows.reshape(-1, size):
+        yield captions.texts(own, np.maximum(captions.image[own], 0))

@@ -1,0 +1,302 @@
+"""The prepared data set: one folder of ArrayRecord files that TFDS opens, captions beside them, a manifest last.
+
+    DIR/<name>-<split>.array_record-00000-of-00004  one tf.Example an image, in source order; at most 1 GiB a file
+    DIR/dataset_info.json, features.json            for `tfds.builder_from_directory(DIR).as_data_source(split)`
+    DIR/<split>.captions.jsonl                      one line an image: id, captions, size, picture
+    DIR/images/                                     the pictures, where the importer was given any
+    DIR/import_report.jsonl                         what the importer dropped and why, where it dropped anything
+    DIR/manifest.json                               counts, shapes, source; bytes and SHA-256 of every other file
+
+Nothing here imports TensorFlow, neither to write nor to read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # registers "bfloat16" with NumPy; TFDS would ask TensorFlow for it
+import numpy as np
+
+from xmodal_jax.errors import DataError, require
+from xmodal_jax.progress import Progress
+
+VERSION = 1
+MANIFEST = "manifest.json"
+REPORT = "import_report.jsonl"
+DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_EXPONENT = {  # by dtype: the bits that are all ones in NaN and infinities, and in nothing else
+    np.dtype(np.float16): (np.uint16, 0x7C00),
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
+    np.dtype(np.float32): (np.uint32, 0x7F800000),
+}
+
+
+class Item(NamedTuple):
+    """One image with its captions."""
+
+    id: str
+    captions: Sequence[str]  # raw text, any number
+    features: Mapping[str, np.ndarray]  # {"region": [R, F]} and, or, {"global": [F]}: float16, float32, bfloat16
+    boxes: np.ndarray | None = None  # [R, 4] float32: x1, y1, x2, y2 in 0..1
+    size: tuple[int, int] = (0, 0)  # height, width in pixels; (0, 0) = unknown
+    picture: Path | None = None  # copied to DIR/images
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether no value of a float16, float32 or bfloat16 array is NaN or infinite, told by the exponent bits."""
+    unsigned, exponent = _EXPONENT[array.dtype]
+    return array.size == 0 or int((array.view(unsigned) & exponent).max()) != exponent
+
+
+def write(
+    directory: str | Path,
+    splits: Mapping[str, Iterable[Item]],
+    *,
+    name: str,
+    source: Mapping[str, Any],
+    totals: Mapping[str, int] | None = None,
+    report: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write a prepared data set and return its manifest; one image is held in memory at a time.
+
+    ``source`` says where the data came from; ``totals`` (images a split) only feeds the progress line; ``report``
+    is read after the last image and becomes ``import_report.jsonl``. A finished ``directory`` of the same
+    ``source`` is left as it is. The work happens in ``<directory>.partial``, renamed when complete.
+
+    Raises:
+      DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.
+    """
+    from xmodal_jax.data.writer import Writer
+
+    directory = Path(directory).resolve()
+    finished = prepared(directory, source)
+    if finished is not None:
+        print(f"{directory}: already prepared from this source, nothing to do.", file=sys.stderr)
+        return finished
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise DataError(
+            f"{partial} exists: another import is at work there, or one was killed; remove it and try again."
+        ) from None
+    try:
+        writer = Writer(partial, name)
+        for split, items in splits.items():
+            writer.add_split(split, items, (totals or {}).get(split, 0))
+        manifest = writer.close(_plain(source), report)
+        partial.rename(directory)
+    except BaseException:  # an interrupt must not leave half a set behind either
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def prepared(directory: str | Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a set finished from ``source``, None where ``directory`` is free; DataError otherwise."""
+    directory = Path(directory)
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if not (directory / MANIFEST).is_file():
+        raise DataError(f"{directory} exists and is not a prepared data set; choose another --out or empty it.")
+    manifest = open_dataset(directory).manifest
+    if manifest["source"] != _plain(source):
+        raise DataError(
+            f"{directory} holds a set prepared from another source or with other options, or the source files have "
+            "changed since; choose another --out or remove it."
+        )
+    return manifest
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+# Integrity
+
+
+def captions_path(directory: Path, split: str) -> Path:
+    return directory / f"{split}.captions.jsonl"
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own "sha256" entry."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Every file that the manifest must name; hidden ones belong to the system."""
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(directory).as_posix(): path for path in paths if path != directory / MANIFEST}
+
+
+def hash_files(directory: Path, task: str = "hash") -> dict[str, dict[str, Any]]:
+    """Bytes and SHA-256 of every file but the manifest."""
+    files = _files(directory)
+    entries: dict[str, dict[str, Any]] = {}
+    with Progress(task, len(files), unit="files") as progress:
+        for name, path in files.items():
+            entries[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            progress.advance()
+    return entries
+
+
+def verify(directory: str | Path) -> list[str]:
+    """Hold every file against the manifest; one sentence a problem, none if the set is whole."""
+    dataset = open_dataset(directory)
+    wanted: dict[str, Any] = dataset.manifest["files"]
+    there = hash_files(dataset.directory, "verify")
+    problems = [f"{name}: missing" for name in wanted if name not in there]
+    problems += [f"{name}: not in the manifest" for name in there if name not in wanted]
+    for name, have in there.items():
+        want = wanted.get(name, have)
+        if have["bytes"] != want["bytes"]:
+            problems.append(f"{name}: {have['bytes']:,} bytes, the manifest says {want['bytes']:,}")
+        elif have["sha256"] != want["sha256"]:
+            problems.append(f"{name}: SHA-256 differs from the manifest")
+    return problems
+
+
+# Reading
+
+
+def open_dataset(directory: str | Path) -> Dataset:
+    """Open a prepared data set; DataError where ``directory`` is not one, or its manifest is damaged."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such folder.")
+    path = directory / MANIFEST
+    if not path.is_file():
+        kind = "precomp" if any(directory.glob("*_caps.txt")) else "precomp|karpathy|csv|butd"
+        raise DataError(
+            f"{directory} is not a prepared data set (no {MANIFEST}); "
+            f"make one with: xmodal data import {kind} {directory} --out DIR"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); import the data again.") from None
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise DataError(f"{path} is not of format version {VERSION}; import the data again.")
+    if manifest.get("sha256") != digest(manifest):
+        raise DataError(f"{path} is damaged: it does not match its own SHA-256; import the data again.")
+    return Dataset(directory, manifest)
+
+
+class Dataset:
+    """A prepared data set: ``directory``, ``manifest`` and its splits."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]):
+        self.directory, self.manifest = directory, manifest
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.manifest["splits"])
+
+    def split(self, name: str) -> Split:
+        """One split; DataError names those there are."""
+        if name not in self.splits:
+            near = difflib.get_close_matches(name, self.splits, n=1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            raise DataError(f'{self.directory} has no split "{name}", only {", ".join(self.splits)}.{hint}')
+        return Split(self, name)
+
+    @functools.cached_property
+    def builder(self) -> Any:
+        """The TFDS builder over the folder."""
+        require("tensorflow_datasets", "train")
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(self.directory)
+
+
+class Split:
+    """The images of one split in source order, with their captions; features are read on demand."""
+
+    def __init__(self, dataset: Dataset, name: str):
+        self.dataset, self.name = dataset, name
+        self.feature_names: list[str] = list(dataset.manifest["features"])
+
+    def __len__(self) -> int:
+        return self.dataset.manifest["splits"][self.name]["images"]
+
+    @functools.cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        path = captions_path(self.dataset.directory, self.name)
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; import the data again.") from None
+        if hashlib.sha256(text).hexdigest() != self.dataset.manifest["files"][path.name]["sha256"]:
+            raise DataError(f"{path} is damaged: its SHA-256 differs from the manifest; import the data again.")
+        return [json.loads(line) for line in text.split(b"\n") if line]
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        return [line["id"] for line in self._lines]
+
+    @functools.cached_property
+    def captions(self) -> list[list[str]]:
+        """The captions of each image."""
+        return [line["captions"] for line in self._lines]
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """[N, 2] int32: height, width in pixels; 0 = unknown."""
+        return np.array([line["size"] for line in self._lines], np.int32).reshape(-1, 2)
+
+    @functools.cached_property
+    def pictures(self) -> list[Path | None]:
+        folder = self.dataset.directory / "images"
+        return [folder / line["picture"] if line["picture"] else None for line in self._lines]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The ArrayRecord files in order."""
+        files = (
+            name for name in self.dataset.manifest["files"] if f"-{self.name}.array_record-" in name and "/" not in name
+        )
+        return [self.dataset.directory / name for name in sorted(files)]
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        for path in self.paths:
+            if not path.is_file() or path.stat().st_size != self.dataset.manifest["files"][path.name]["bytes"]:
+                raise DataError(f"{path} is missing or cut short; import the data again.")
+        return self.dataset.builder.as_data_source(self.name)
+
+    def read(self, rows: Sequence[int]) -> list[Item]:
+        """The images at ``rows``, by random access; DataError where a record is damaged."""
+        items = []
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise IndexError(f'Split "{self.name}" has rows 0 to {len(self) - 1}, not {row}.')
+            try:
+                record = self._source[int(row)]
+            except DataError:
+                raise
+            except Exception as error:  # array_record and protobuf raise what they like on damaged bytes
+                raise DataError(
+                    f'{self.dataset.directory}: image {row} of split "{self.name}" cannot be read ({error}); '
+                    f"see: xmodal data check {self.dataset.directory}"
+                ) from None
+            captions = [caption.decode("utf-8") for caption in record["captions"]]
+            height, width = record["size"].tolist()
+            features, boxes = record.get("features", {}), record.get("boxes")
+            id_ = record["id"].decode("utf-8")
+            items.append(Item(id_, captions, features, boxes, (height, width), self.pictures[row]))
+        return items

@@ -1,0 +1,56 @@
+"""Importers: one module a format. Each turns its source into images with captions; `records.write` does the rest."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xmodal_jax.data.records import REPORT, prepared, write
+from xmodal_jax.data.sources import butd, karpathy, precomp, table
+from xmodal_jax.data.sources.common import Plan, Report
+
+IMPORTERS: dict[str, Callable[[argparse.Namespace], Plan]] = {
+    "precomp": precomp.plan,
+    "karpathy": karpathy.plan,
+    "csv": table.plan,
+    "butd": butd.plan,
+}
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal data import KIND SOURCE --out DIR`: import, then say what was read, kept and dropped."""
+    plan = IMPORTERS[args.kind](args)
+    out = Path(args.out)
+    manifest = prepared(out, plan.source)
+    if manifest is not None:
+        print(f"{out}: already prepared from this source, nothing to do.")
+        return 0
+    report = Report()
+    splits, totals = plan.read(report)
+    manifest = write(out, splits, name=plan.name, source=plan.source, totals=totals, report=report.entries)
+    print(summary(out, manifest, report))
+    return 0
+
+
+def summary(out: Path, manifest: dict[str, Any], report: Report) -> str:
+    """What an import read, kept and dropped, for people."""
+    lines = [f"{manifest['name']} -> {out}", f"  {'split':<10}{'images':>10}{'captions':>12}{'an image':>12}"]
+    for split, counts in manifest["splits"].items():
+        low, high = counts["captions_per_image"]
+        span = f"{low}" if low == high else f"{low} to {high}"
+        lines.append(f"  {split:<10}{counts['images']:>10,}{counts['captions']:>12,}{span:>12}")
+    for key, feature in manifest["features"].items():
+        low, high = feature.get("regions", (0, 0))
+        regions = "" if not high else f"{low} regions x " if low == high else f"{low} to {high} regions x "
+        lines.append(f"  {key}: {regions}{feature['shape'][-1]} {feature['dtype']}")
+    pictures = sum(counts["pictures"] for counts in manifest["splits"].values())
+    lines.append(f"  boxes: {'yes' if manifest['boxes'] else 'no'}, pictures: {pictures:,}")
+    totals = {key: sum(counts[key] for counts in manifest["splits"].values()) for key in ("images", "captions")}
+    read = " and ".join(f"{count:,} {what}" for what, count in report.read.items())
+    lines.append(f"read {read}; kept {totals['images']:,} images and {totals['captions']:,} captions")
+    lines += [f"  {count:,} x {what}" for what, count in report.counts.most_common()]
+    if report.entries:
+        lines.append(f"  each one with its place: {out / REPORT}")
+    return "\n".join(lines)

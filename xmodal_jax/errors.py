@@ -1,0 +1,49 @@
+"""Errors a user can act on. Each message is one sentence: what, where, what to do.
+
+The command line prints the message without a traceback and leaves with the class's exit code.
+"""
+
+
+class XmodalError(Exception):
+    """Base of every error the package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(XmodalError):
+    """A wrong option, config key or combination of them."""
+
+    exit_code = 2
+
+
+class DataError(XmodalError):
+    """Input data that is missing, broken or contradicts itself."""
+
+    exit_code = 3
+
+
+class CheckpointError(XmodalError):
+    """A checkpoint or run folder that is missing, broken or belongs to something else."""
+
+    exit_code = 4
+
+
+class NumericError(XmodalError):
+    """A loss, score or feature that is not finite, or a collapsed model."""
+
+    exit_code = 5
+
+
+SAVED_ON_SIGNAL = 75  # sysexits' EX_TEMPFAIL: run the same command again to go on
+
+
+def require(module: str, extra: str) -> None:
+    """Import ``module`` or raise a :class:`UsageError` that names the extra which brings it."""
+    import importlib
+
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f'This command needs {module.split(".")[0]} ({error}); install it with pip install "xmodal_jax[{extra}]".'
+        ) from error

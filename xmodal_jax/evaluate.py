@@ -1,0 +1,209 @@
+"""Evaluation: encode each item once, score block by block, count ranks; one checkpoint, or watch a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from xmodal_jax import config as configs
+from xmodal_jax.checkpoint import Checkpoints
+from xmodal_jax.data.pipeline import Captions, FeatureReader, image_batches, text_batches
+from xmodal_jax.data.records import Dataset, open_dataset
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.errors import CheckpointError, NumericError, UsageError
+from xmodal_jax.matcher import Matcher
+from xmodal_jax.progress import Progress
+from xmodal_jax.retrieval import protocols, rank, table
+from xmodal_jax.setup import make_captions, make_model, make_reader
+from xmodal_jax.types import Config, Repr
+
+IMAGE_BLOCK, CAPTION_BLOCK = 512, 4096  # scores held at a time
+
+
+class Evaluator:
+    """Recall of a model on a split; compiled functions are kept, so that a training loop may call it often."""
+
+    def __init__(self, model: Matcher, *, batch_size: int):
+        def encode(method: str) -> Callable[..., Repr]:
+            return jax.jit(lambda variables, items: model.apply(variables, items, train=False, method=method)[0])
+
+        self.batch_size = batch_size
+        self.encode_image, self.encode_text = encode("encode_image"), encode("encode_text")
+        self.score = jax.jit(lambda variables, image, text: model.apply(variables, image, text, method="score"))
+
+    def representations(
+        self, variables: Any, reader: FeatureReader, captions: Captions, *, quiet: bool
+    ) -> tuple[Repr, Repr]:
+        """Stacks of all images and all captions on the host, in the order of the split.
+
+        Raises:
+            NumericError: an item whose representation is not finite.
+        """
+        total = reader.count + len(captions)
+        name = reader.split.name
+        with Progress(f"encode {name}", total, unit="items", quiet=quiet) as progress:
+            images = _stack(
+                image_batches(reader, self.batch_size),
+                lambda batch: self.encode_image(variables, batch),
+                reader.count,
+                lambda i: f'image "{reader.split.ids[i]}" of split "{name}"',
+                progress,
+            )
+            texts = _stack(
+                text_batches(captions, self.batch_size),
+                lambda batch: self.encode_text(variables, batch),
+                len(captions),
+                lambda i: f'caption {i} (image "{reader.split.ids[captions.image[i]]}") of split "{name}"',
+                progress,
+            )
+        return images, texts
+
+    def ranks(
+        self, variables: Any, images: Repr, texts: Repr, row: np.ndarray, n_images: int, *, quiet: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """0-based best-positive ranks (i2t [B], t2i [C]) of stacks whose caption c belongs to image ``row[c]``."""
+
+        def block(image: slice, caption: slice) -> Any:
+            part = [jax.tree.map(lambda leaf, s=s: leaf[s], stack) for s, stack in ((image, images), (caption, texts))]
+            return self.score(variables, *part)
+
+        return rank.blocked_ranks(block, row, n_images, image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
+
+    def table(
+        self,
+        variables: Any,
+        reader: FeatureReader,
+        captions: Captions,
+        *,
+        protocol: str = "auto",
+        weights: str = "raw",
+        quiet: bool = False,
+        draws: int = 1000,
+    ) -> table.Table:
+        """The recall table of a split."""
+        images, texts = self.representations(variables, reader, captions, quiet=quiet)
+        folds, why = protocols.choose(protocol, reader.count)
+        results = []
+        for fold in folds:
+            inside = np.isin(captions.image, fold)
+            local = np.searchsorted(fold, captions.image[inside])
+            one = jax.tree.map(lambda leaf, fold=fold: leaf[fold], images)
+            two = jax.tree.map(lambda leaf, inside=inside: leaf[inside], texts)
+            results.append((*self.ranks(variables, one, two, local, len(fold), quiet=quiet), local))
+        return table.make_table(results, protocol=why, weights=weights, draws=draws)
+
+
+def _stack(
+    batches: Iterator[Any],
+    encode: Callable[[Any], Repr],
+    count: int,
+    name: Callable[[int], str],
+    progress: Progress,
+) -> Repr:
+    stacks: Any = None
+    for batch in batches:
+        own = np.asarray(batch.id)
+        out = jax.device_get(encode(batch))
+        if stacks is None:
+            stacks = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), out)
+        real = own >= 0
+        for leaf, into in zip(jax.tree.leaves(out), jax.tree.leaves(stacks), strict=True):
+            finite = np.isfinite(leaf[real]).reshape(int(real.sum()), -1).all(axis=1)
+            if not finite.all():
+                bad = int(own[real][np.flatnonzero(~finite)[0]])
+                raise NumericError(
+                    f"The representation of {name(bad)} is not finite ({int((~finite).sum())} of this batch are not); "
+                    "check the features with `xmodal data check`, or the checkpoint."
+                )
+            into[own[real]] = leaf[real]  # texts come sorted by length, so batches may differ in width, never in shape
+        progress.advance(int(real.sum()))
+    return stacks
+
+
+class Run:
+    """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints."""
+
+    def __init__(self, workdir: Path, data: str | None = None):
+        self.workdir = workdir
+        self.config: Config = configs.read(workdir)
+        self.vocabulary = Vocabulary.load(workdir / "vocabulary.json")
+        self.dataset: Dataset = open_dataset(data or self.config.data.dir)
+        self.model = make_model(self.config, self.vocabulary)
+        self.checkpoints = Checkpoints(workdir, read_only=True)
+        self.evaluator = Evaluator(self.model, batch_size=self.config.eval.batch_size)
+
+    def variables(self, step: int) -> tuple[dict[str, Any], str]:
+        """Parameters and statistics of a step, and whether they are the averaged ("ema") or the "raw" weights."""
+        tree = self.checkpoints.restore_model(step)
+        weights = "ema" if self.config.ema else "raw"
+        params = tree["ema"] if self.config.ema else tree["params"]
+        return {"params": params, **tree["model_state"]}, weights
+
+    def table(self, step: int, split: str, protocol: str) -> table.Table:
+        """The recall table of one step."""
+        own = self.dataset.split(split)
+        reader = make_reader(own, self.config)
+        captions = make_captions(own, self.vocabulary, self.config)
+        if captions.cut:
+            print(f"{captions.cut:,} captions are longer than {max(self.config.data.lengths)} tokens and were cut.")
+        variables, weights = self.variables(step)
+        return self.evaluator.table(variables, reader, captions, protocol=protocol, weights=weights)
+
+
+def report(run: Run, step: int, result: table.Table, split: str, json_path: Path | None) -> None:
+    """Print the table; write it under ``workdir/eval`` as JSON and Markdown, and to ``json_path``."""
+    rsum = run.checkpoints.rsum(step)
+    chosen = f"step {step:,}" + (f" (dev rsum {rsum:.1f})" if rsum is not None else "")
+    title = f"{run.workdir} on {run.dataset.manifest['name']} {split}, {chosen}"
+    table.to_screen(result, title=title)
+    content = {"workdir": str(run.workdir), "split": split, "step": step, **table.to_json(result)}
+    folder = run.workdir / "eval"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(content, indent=1) + "\n"
+    for path in filter(None, (folder / f"{split}-{step}.json", json_path)):
+        path.write_text(text)
+    (folder / f"{split}-{step}.md").write_text(table.to_markdown(result, title=title))
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal eval`: the best step (or ``--step``) of a run folder, or every new one with ``--watch``."""
+    run = Run(Path(args.workdir), args.data)
+    if args.watch:
+        return watch(run, args)
+    if args.step is not None and args.step not in run.checkpoints.steps():
+        known = ", ".join(f"{step}" for step in run.checkpoints.steps()) or "none"
+        raise CheckpointError(f"{run.workdir} has no checkpoint of step {args.step}; there are: {known}.")
+    step = run.checkpoints.best() if args.step is None else args.step
+    report(run, step, run.table(step, args.split, args.protocol), args.split, args.json)
+    return 0
+
+
+def watch(run: Run, args: argparse.Namespace) -> int:
+    """Evaluate each checkpoint once as it appears, until the run says it is finished."""
+    if args.step is not None:
+        raise UsageError("--watch evaluates every new step; leave out --step.")
+    done: set[int] = set()
+    print(f"Watching {run.workdir} every {args.interval:g} s; stop with Ctrl-C.", file=sys.stderr)
+    while True:
+        finished = (run.workdir / "finished.json").is_file()
+        for step in run.checkpoints.steps():
+            if step in done:
+                continue
+            done.add(step)
+            try:
+                result = run.table(step, args.split, args.protocol)
+            except (CheckpointError, FileNotFoundError) as error:
+                print(f"step {step:,}: passed over, {error}", file=sys.stderr)  # the run may have removed it meanwhile
+                continue
+            report(run, step, result, args.split, args.json)
+        if finished:
+            return 0
+        time.sleep(args.interval)

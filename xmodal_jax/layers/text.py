@@ -1,0 +1,57 @@
+"""Text encoders: word embedding, recurrent sentence encoder, bag of words."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from xmodal_jax.layers.recurrent import GRU, last_state, uniform
+
+
+class WordEmbedding(nn.Module):
+    """Word vectors [C, W, F] of tokens [C, W], initialised in U(-0.1, 0.1) (VSE++, released code)."""
+
+    vocabulary: int
+    size: int
+
+    @nn.compact
+    def __call__(self, token: Int[Array, "c w"]) -> Float[Array, "c w f"]:
+        table = self.param("embedding", uniform(0.1), (self.vocabulary, self.size))
+        return jnp.take(table, token, axis=0, mode="clip")
+
+
+class GRUText(nn.Module):
+    """Caption vector [C, D]: the final state of a GRU; two directions are averaged."""
+
+    vocabulary: int
+    word_dim: int
+    size: int
+    bidirectional: bool = False
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, token: Int[Array, "c w"], mask: Bool[Array, "c w"]) -> Float[Array, "c d"]:
+        words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)
+        states = GRU(self.size, dtype=self.dtype, name="forward")(words, mask)
+        sentence = last_state(states, mask)
+        if self.bidirectional:
+            backward = GRU(self.size, reverse=True, dtype=self.dtype, name="backward")(words, mask)
+            sentence = (sentence + backward[:, 0]) / 2  # the backward pass ends at the first word
+        return sentence
+
+
+class BagOfWords(nn.Module):
+    """Caption vector [C, D]: the sum of its word vectors (UVS's ``bow`` encoder), so words and joint space share D."""
+
+    vocabulary: int
+    word_dim: int
+    size: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, token: Int[Array, "c w"], mask: Bool[Array, "c w"]) -> Float[Array, "c d"]:
+        if self.word_dim != self.size:
+            raise ValueError(f"a bag of words needs word_dim = embed_dim, not {self.word_dim} and {self.size}")
+        words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)
+        return jnp.sum(jnp.where(mask[..., None], words, 0.0), axis=1)

@@ -1,0 +1,106 @@
+"""What a run says: JSONL always, TensorBoard through clu where asked, the parameter overview, collapse in words."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xmodal_jax.errors import NumericError
+from xmodal_jax.types import Config
+
+
+class Log:
+    """Metrics of a run, one JSON object a line in ``workdir/metrics.jsonl``; use as a context manager.
+
+    On resume, lines later than the step that the run goes on from are dropped: those steps are run again.
+    """
+
+    def __init__(self, workdir: Path, config: Config, start: int, params: Any):
+        self.path = workdir / "metrics.jsonl"
+        self.began, self.first, self.last = time.monotonic(), start, (start, time.monotonic())
+        kept = [line for line in read(self.path) if line["step"] <= start]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if start == 0:
+            overview(params, workdir / "parameters.txt")
+        self.writer = None
+        if config.log.tensorboard:
+            from clu import metric_writers
+
+            self.writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a line with the step, the wall time and the mean time of the steps since the last line."""
+        now = time.monotonic()
+        extra = {"wall_s": round(now - self.began, 3)}
+        if step > self.last[0]:
+            extra["step_s"] = round((now - self.last[1]) / (step - self.last[0]), 5)
+            self.last = (step, now)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **extra, **values}) + "\n")
+        if self.writer is not None:
+            self.writer.write_scalars(step, {**extra, **values})
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a kill cut short is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+def overview(params: Any, path: Path) -> None:
+    """Write clu's table of parameters to ``path`` and print their number."""
+    import jax
+
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{total:,} parameters in {len(jax.tree.leaves(params))} arrays, listed in {path}")
+    try:
+        from clu import parameter_overview
+    except ImportError:  # clu is in the extra "train"; the table is a convenience
+        return
+    path.write_text(parameter_overview.get_parameter_overview(params) + "\n")
+
+
+class CollapseDetector:
+    """Watches for the plateau of hardest-negative training, where all scores are equal and each pair costs 2 * margin.
+
+    Warns after ``collapse.warn_steps`` steps within 0.1 % of it, once, and stops after ``collapse.stop_steps``.
+    """
+
+    def __init__(self, config: Config):
+        self.warn, self.stop = config.collapse.warn_steps, config.collapse.stop_steps
+        self.margin, self.stuck, self.warned = config.loss.margin, 0, False
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Count a step. Raises NumericError where training has not left the plateau for ``stop_steps``."""
+        plateau = 2.0 * self.margin
+        per_pair = metrics.get("loss_per_pair")
+        on_it = per_pair is not None and abs(per_pair - plateau) <= 1e-3 * plateau and metrics["hardness"] == 1.0
+        self.stuck = self.stuck + 1 if on_it else 0
+        text = (
+            f"Loss has been within 0.1 % of 2 * margin a pair for {self.stuck:,} steps (step {step:,}): embeddings "
+            f"have collapsed (own pairs score {metrics.get('score_positive', 0):.4f}, hardest negatives "
+            f"{metrics.get('score_hardest', 0):.4f}). Try --config.loss.warmup_epochs=1 (sum of hinges first) or a "
+            "lower rate."
+        )
+        if self.stop and self.stuck >= self.stop:
+            raise NumericError(text)
+        if self.warn and self.stuck >= self.warn and not self.warned:
+            self.warned = True
+            print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,39 @@
+"""The interface every system implements: four methods, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+from jax import Array
+
+from xmodal_jax.types import Batch, Images, Repr, Texts
+
+
+class Matcher(nn.Module):
+    """An image-text matching system. A representation is any pytree whose leaves have the item axis first.
+
+    That one invariant lets evaluation slice it, devices gather it and export save it without knowing the system.
+    """
+
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
+        """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""
+        raise NotImplementedError
+
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Repr, Any]:
+        """Captions to (representation of N = C items, extra)."""
+        raise NotImplementedError
+
+    def score(self, image: Repr, text: Repr) -> Array:
+        """Scores [B, C], higher is better. Pure: no RNG, no mutable state, no pair depends on another pair."""
+        raise NotImplementedError
+
+    def aux(self, batch: Batch, image: tuple[Repr, Any], text: tuple[Repr, Any], *, train: bool) -> dict[str, Array]:
+        """Further losses by name (scalars); the config gives each a weight. None by default."""
+        return {}
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:
+        """Scores [B, C] and the auxiliary losses of a batch; `init` goes through here."""
+        image = self.encode_image(batch.image, train=train)
+        text = self.encode_text(batch.text, train=train)
+        return self.score(image[0], text[0]), self.aux(batch, image, text, train=train)

@@ -1,0 +1,1 @@
+"""One file per system; each defines ``class Model(Matcher)`` and is found by its name."""

@@ -1,0 +1,77 @@
+"""The VSE family: one linear map of the image, one sentence encoder, one inner product or order similarity.
+
+UVS / VSE0 (Kiros, Salakhutdinov, Zemel 2014, arXiv 1411.2539), order-embeddings (Vendrov et al., ICLR 2016,
+arXiv 1511.06361) and VSE++ (Faghri et al., BMVC 2018, arXiv 1707.05612) differ in fields of this model and in the
+loss's hardness; configs/vse.py holds the settings of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax import similarity
+from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.text import BagOfWords, GRUText
+from xmodal_jax.matcher import Matcher
+from xmodal_jax.types import Images, Texts
+
+
+class Model(Matcher):
+    """Two towers to one joint space of ``embed_dim`` (D) dimensions.
+
+    Attributes:
+        vocabulary: V, the number of tokens.
+        embed_dim: D.
+        word_dim: size of a word vector.
+        feature: which image feature is used; regions [B, R, F] are mean-pooled first.
+        text: "gru" or "bow", the sentence encoder.
+        bidirectional: average the final states of a forward and a backward GRU.
+        measure: a function of :mod:`xmodal_jax.similarity`: "dot", "cosine", "order" or "order_root".
+        absolute: take absolute values of both embeddings (order-embeddings).
+        normalise_train, normalise_test: scale image embeddings to unit length in training, in use. UVS does only
+            the latter, vsepp's VSE0 neither. Captions always are.
+        dtype: the type of the matrix products; parameters, states and scores stay float32.
+    """
+
+    vocabulary: int
+    embed_dim: int = 1024
+    word_dim: int = 300
+    feature: str = "global"
+    text: str = "gru"
+    bidirectional: bool = False
+    measure: str = "dot"
+    absolute: bool = False
+    normalise_train: bool = True
+    normalise_test: bool = True
+    dtype: Any = "float32"
+
+    def setup(self) -> None:
+        dtype = jnp.dtype(self.dtype)
+        encoders = {
+            "gru": lambda *sizes: GRUText(*sizes, bidirectional=self.bidirectional, dtype=dtype),
+            "bow": lambda *sizes: BagOfWords(*sizes, dtype=dtype),
+        }
+        self.text_encoder = encoders[self.text](self.vocabulary, self.word_dim, self.embed_dim)
+        self.image_encoder = nn.Dense(
+            self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
+        )
+        self.similarity = getattr(similarity, self.measure)
+
+    def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
+        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
+        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
+        embedding = self.image_encoder(pooled).astype(jnp.float32)
+        if self.normalise_train if train else self.normalise_test:
+            embedding = similarity.l2_normalise(embedding)
+        return (jnp.abs(embedding) if self.absolute else embedding), None
+
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[jax.Array, None]:
+        embedding = similarity.l2_normalise(self.text_encoder(text.token, text.mask))
+        return (jnp.abs(embedding) if self.absolute else embedding), None
+
+    def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        return self.similarity(image, text)

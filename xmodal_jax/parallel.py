@@ -1,0 +1,88 @@
+"""Devices: the mesh, where arrays live, and the two ways to run a step on many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from xmodal_jax.errors import UsageError
+
+AXIS = "data"
+
+
+class Runner(NamedTuple):
+    """How state and batches reach the devices; ``compile`` turns a pure step into one that runs there."""
+
+    compile: Callable[[Callable[..., Any]], Callable[[Any, Any], tuple[Any, Any]]]
+    put_state: Callable[[Any], Any]
+    get_state: Callable[[Any], Any]  # one copy, for saving and evaluation
+    put_batch: Callable[[Any], Any]
+    read: Callable[[Any], Any]  # metrics to host numbers
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """A one-axis mesh over all devices."""
+    devices = devices or jax.devices()
+    # Auto: the default (Explicit) axis type asks every gather of a sharded operand for an output sharding.
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_divides(batch_size: int, devices: int) -> None:
+    """Raise a UsageError unless a global batch splits evenly over the devices."""
+    if batch_size % devices:
+        raise UsageError(
+            f"data.batch_size {batch_size} does not divide over {devices} devices; use a multiple of {devices}."
+        )
+
+
+def jit_runner(devices: Sequence[Any] | None = None) -> Runner:
+    """One jit over the mesh: the step is written for the global batch and the compiler splits it."""
+    mesh = make_mesh(devices)
+    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def compile(step):
+        return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+
+    def put_batch(batch):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
+
+    return Runner(compile, lambda state: jax.device_put(state, whole), lambda state: state, put_batch, jax.device_get)
+
+
+def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
+    """`jax.pmap` over the local devices: each holds its rows and gathers the others' representations."""
+    devices = devices or jax.local_devices()
+    n = len(devices)
+
+    def compile(step):
+        return jax.pmap(lambda state, batch: step(state, batch, axis=AXIS), AXIS, devices=devices, donate_argnums=0)
+
+    def put_state(state):
+        return jax.tree.map(lambda x: jax.numpy.stack([x] * n), state)
+
+    def put_batch(batch):
+        return jax.tree.map(lambda x: np.asarray(x).reshape((n, -1, *np.shape(x)[1:])), batch)
+
+    def first(tree):
+        return jax.tree.map(lambda x: x[0], tree)
+
+    return Runner(compile, put_state, first, put_batch, lambda metrics: jax.device_get(first(metrics)))
+
+
+RUNNERS = {"jit": jit_runner, "pmap": pmap_runner}
+
+
+def make_runner(parallel: str, batch_size: int, devices: Sequence[Any] | None = None) -> Runner:
+    """The runner of ``config.parallel``.
+
+    Raises:
+        UsageError: an unknown name, or a batch that does not divide over the devices.
+    """
+    if parallel not in RUNNERS:
+        raise UsageError(f'No way to run called "{parallel}" (config.parallel); there are {", ".join(RUNNERS)}.')
+    check_divides(batch_size, len(devices or jax.devices()))
+    return RUNNERS[parallel](devices)

@@ -1,0 +1,112 @@
+"""From a config to the parts of a run: data, vocabulary, model, objective."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xmodal_jax import losses, schedules
+from xmodal_jax.data.pipeline import Captions, FeatureReader
+from xmodal_jax.data.records import Dataset, Split
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.matcher import Matcher
+from xmodal_jax.step import Objective, TrainState
+from xmodal_jax.types import Batch, Config, Images, Texts
+
+
+def make_model(config: Config, vocabulary: Vocabulary) -> Matcher:
+    """The model of ``config.model``: class ``Model`` of ``xmodal_jax.models.<name>``, fields from the config.
+
+    Raises:
+        UsageError: no such model, or a field that it does not have.
+    """
+    fields = dict(config.model)
+    name = fields.pop("name")
+    try:
+        module = importlib.import_module(f"xmodal_jax.models.{name}")
+    except ModuleNotFoundError as error:
+        raise UsageError(f'No model "{name}" (config.model.name): {error}.') from error
+    try:
+        return module.Model(vocabulary=len(vocabulary), **fields)
+    except TypeError as error:
+        raise UsageError(f"config.model: {error}.") from error
+
+
+def make_objective(config: Config, per_epoch: int) -> Objective:
+    """Rank loss, its scheduled options and the weights of all losses for one stage."""
+    rank_loss = getattr(losses, config.loss.name, None)
+    if rank_loss is None:
+        raise UsageError(f'No loss "{config.loss.name}" in xmodal_jax.losses (config.loss.name).')
+    options = schedules.loss_options(config.loss, per_epoch=per_epoch)
+    return Objective(rank_loss, options, dict(config.weights), config.loss.mask_same_image, config.block or None)
+
+
+def features_of(config: Config) -> list[str]:
+    """Names of the image features that a model reads: its ``feature`` field, one name or several joined by "+"."""
+    return config.model.feature.split("+")
+
+
+def make_captions(split: Split, vocabulary: Vocabulary, config: Config, limit: int = 0) -> Captions:
+    """Tokens of the captions of a split, of its first ``limit`` images where positive."""
+    captions = split.captions[:limit] if limit else split.captions
+    if not any(captions):
+        raise DataError(f'{split.dataset.directory}: split "{split.name}" has no captions.')
+    return Captions(captions, vocabulary, config.data.lengths)
+
+
+def make_reader(split: Split, config: Config, limit: int = 0) -> FeatureReader:
+    """Reader of the features the model asks for, of the first ``limit`` images where positive."""
+    return FeatureReader(split, features_of(config), boxes=config.data.boxes, limit=limit)
+
+
+def example_batch(dataset: Dataset, config: Config) -> Batch:
+    """A batch of one image and one caption with the right shapes and dtypes, to initialise from."""
+    features: dict[str, Any] = {}
+    regions = 1
+    for name in features_of(config):
+        spec = dataset.manifest["features"].get(name)
+        if spec is None:
+            have = ", ".join(dataset.manifest["features"]) or "none"
+            raise UsageError(
+                f'{dataset.directory} has no feature "{name}", only {have}; set --config.model.feature or import it.'
+            )
+        shape = (1, spec["regions"][1], spec["shape"][-1]) if "regions" in spec else (1, spec["shape"][-1])
+        regions = max(regions, shape[1] if len(shape) == 3 else 1)
+        features[name] = np.zeros(shape, np.float32)
+    zero = np.zeros(1, np.int32)
+    box = np.zeros((1, regions, 4), np.float32) if config.data.boxes else None
+    words = int(min(config.data.lengths))
+    text = Texts(np.zeros((1, words), np.int32), np.ones((1, words), bool), zero, zero, zero)
+    return Batch(Images(features, np.ones((1, regions), bool), zero, box), text)
+
+
+class Initial(NamedTuple):
+    """What `init` returns, split into what is trained and what is not."""
+
+    params: Any
+    model_state: Any
+
+
+def initialise(model: Matcher, batch: Batch, seed: int) -> Initial:
+    """Parameters and running statistics from the seed."""
+    variables = jax.jit(lambda key: model.init({"params": key, "dropout": key}, batch))(jax.random.key(seed))
+    variables = dict(variables)
+    return Initial(variables.pop("params"), variables)
+
+
+def make_state(initial: Initial, optimiser: Any, seed: int, ema_decay: float) -> TrainState:
+    """The state before the first step."""
+    ema = jax.tree.map(jax.numpy.copy, initial.params) if ema_decay else {}
+    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
+    return TrainState(
+        jax.numpy.zeros((), jax.numpy.int32),
+        initial.params,
+        initial.model_state,
+        optimiser.init(initial.params),
+        ema,
+        rng,
+    )

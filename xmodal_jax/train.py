@@ -1,0 +1,314 @@
+"""The training loop. Order of a step, always: evaluate, save, next batch, update; metrics are read one step late."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xmodal_jax import config as configs
+from xmodal_jax import schedules, setup
+from xmodal_jax.checkpoint import Checkpoints, sha256, warm_start
+from xmodal_jax.data.order import Sampler
+from xmodal_jax.data.pipeline import TrainPipeline
+from xmodal_jax.data.records import Dataset, open_dataset
+from xmodal_jax.data.text import Vocabulary, load_word_vectors
+from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, DataError, NumericError
+from xmodal_jax.evaluate import Evaluator
+from xmodal_jax.log import CollapseDetector, Log
+from xmodal_jax.optim import make_optimiser
+from xmodal_jax.parallel import make_runner
+from xmodal_jax.progress import Progress
+from xmodal_jax.step import TrainState, check_weights, train_step
+from xmodal_jax.types import Config
+
+
+class Stage(NamedTuple):
+    """One stage of the config: it trains from step ``start`` to before ``stop``."""
+
+    config: Config
+    start: int
+    stop: int
+
+
+def make_stages(config: Config, per_epoch: int) -> list[Stage]:
+    """The stages with their steps; ``steps`` counts where positive, else ``epochs``."""
+    stages: list[Stage] = []
+    for own in configs.stages(config):
+        start = stages[-1].stop if stages else 0
+        stages.append(Stage(own, start, start + max(own.steps or round(own.epochs * per_epoch), 1)))
+    return stages
+
+
+class Trainer:
+    """Everything a run needs, wired from its config; :meth:`run` is the loop."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.dataset: Dataset = open_dataset(config.data.dir)
+        self.vocabulary = open_workdir(workdir, config, self.dataset)
+        self.model = setup.make_model(config, self.vocabulary)
+        example = setup.example_batch(self.dataset, config)
+        train, data = self.dataset.split("train"), config.data
+        captions = setup.make_captions(train, self.vocabulary, config)
+        sampler = Sampler(
+            captions.counts,
+            captions.lengths,
+            sampler=data.sampler,
+            batch_size=data.batch_size,
+            seed=config.seed,
+            captions_per_image=data.captions_per_image,
+            drop_last=data.drop_last,
+        )
+        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        self.pipeline = TrainPipeline(setup.make_reader(train, config), captions, sampler, **hosts)
+        self.per_epoch = self.pipeline.steps_per_epoch
+        self.stages = make_stages(config, self.per_epoch)
+        self.runner = make_runner(config.parallel, data.batch_size)
+        self.initial = setup.initialise(self.model, example, config.seed)
+        objective = setup.make_objective(config, self.per_epoch)
+        check_weights(self.model, objective, {"params": self.initial.params, **self.initial.model_state}, example)
+        dev = self.dataset.split("dev")
+        self.dev = setup.make_reader(dev, config, data.dev_images)
+        self.dev_captions = setup.make_captions(dev, self.vocabulary, config, self.dev.count)
+        self.evaluator = Evaluator(self.model, batch_size=config.eval.batch_size)
+        self.checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        self.signal: int | None = None
+        if captions.cut:
+            print(f"{captions.cut:,} training captions are longer than {max(data.lengths)} tokens and are cut.")
+
+    def optimiser(self, stage: Stage) -> Any:
+        schedule = schedules.learning_rate(stage.config.optim, steps=stage.stop - stage.start, per_epoch=self.per_epoch)
+        return make_optimiser(stage.config.optim, self.initial.params, schedule)
+
+    def compile(self, stage: Stage) -> Any:
+        """The device step of a stage."""
+        objective = setup.make_objective(stage.config, self.per_epoch)
+        options = {"model": self.model, "objective": objective, "optimiser": self.optimiser(stage)}
+        step = partial(train_step, **options, stage_start=stage.start, ema_decay=self.config.ema)
+        return self.runner.compile(step)
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage that performed (or, at 0, will perform) the update which led to ``step``."""
+        return next((s for s in self.stages if step <= s.stop), self.stages[-1])
+
+    def restore(self) -> TrainState:
+        """The newest good checkpoint, or the initial state with its warm start."""
+        step = self.checkpoints.latest_good()
+        stage = self.stage_of(step or 0)
+        params = self.initial.params
+        if step is None:
+            params = self.start_params(params)
+        state = setup.make_state(
+            setup.Initial(params, self.initial.model_state), self.optimiser(stage), self.config.seed, self.config.ema
+        )
+        if step is None:
+            return state
+        state = self.checkpoints.restore_training(step, state)
+        done = f"epoch {step / self.per_epoch:.2f}, example {step * self.config.data.batch_size:,}"
+        print(f"resumed step {step:,} ({done}): nothing repeated, nothing skipped")
+        return state
+
+    def start_params(self, params: Any) -> Any:
+        """Word vectors and the parameters of another run, where the config asks for them."""
+        if self.config.data.word_vectors:
+            params = with_word_vectors(params, self.config.data.word_vectors, self.vocabulary)
+        source = self.config.init.workdir
+        if source:
+            other = Path(source)
+            saved = configs.read(other)
+            theirs = Vocabulary.load(other / "vocabulary.json")
+            if theirs.words != self.vocabulary.words and not self.config.init.skip:
+                raise CheckpointError(
+                    f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
+                    f"{self.vocabulary.sha256[:8]} ({len(self.vocabulary):,}); name the embedding in "
+                    "--config.init.skip to leave it at its initial value, or train on the same captions."
+                )
+            checkpoints = Checkpoints(other, read_only=True)
+            tree = checkpoints.restore_model(checkpoints.best())
+            weights = tree["ema"] if saved.ema else tree["params"]
+            params = warm_start(params, weights, skip=self.config.init.skip, where=source)
+        return params
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Recall on dev of the averaged weights where there are any."""
+        one = self.runner.get_state(state)
+        weights = "ema" if self.config.ema else "raw"
+        variables = {"params": one.ema if self.config.ema else one.params, **one.model_state}
+        result = self.evaluator.table(
+            variables, self.dev, self.dev_captions, protocol="full", weights=weights, quiet=True, draws=0
+        )
+        flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in result.sides() for k in (1, 5, 10)}
+        return {"rsum": result.rsum, **flat}
+
+    def due(self, step: int, every: int, stage: Stage) -> bool:
+        return step > stage.start and (step == stage.stop or (every > 0 and step % every == 0))
+
+    def run(self) -> int:
+        """Train to the end, or until a signal asks to stop. Returns the exit code."""
+        state = self.restore()
+        first, last = int(state.step), self.stages[-1].stop
+        evaluate_every = self.config.eval.every_steps or max(round(self.config.eval.every_epochs * self.per_epoch), 1)
+        collapse = CollapseDetector(self.config)
+        with (
+            Log(self.workdir, self.config, first, self.initial.params) as log,
+            Progress("train", last, unit="steps", start=first) as progress,
+            caught_signals(self),
+        ):
+            device = self.runner.put_state(state)
+            batches = self.batches(first, last)
+            for stage in self.stages:
+                if first >= stage.stop:
+                    continue
+                if stage.start > 0 and first <= stage.start and not stage.config.keep_optimiser:
+                    fresh = self.optimiser(stage).init(self.runner.get_state(device).params)
+                    device = self.runner.put_state(self.runner.get_state(device)._replace(opt_state=fresh))
+                update = self.compile(stage)
+                pending: tuple[int, Any] | None = None
+                for step in range(max(first, stage.start), stage.stop):
+                    device, metrics = update(device, next(batches))
+                    if pending is not None:
+                        self.account(pending, log, progress, collapse)
+                    pending = (step + 1, metrics)
+                    self.checkpoints.poll()
+                    evaluated = None
+                    if self.due(step + 1, evaluate_every, stage):
+                        self.account(pending, log, progress, collapse)
+                        pending = None
+                        evaluated = self.evaluate(device)
+                        log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
+                        progress.note(f"dev rsum {evaluated['rsum']:.1f}")
+                    if self.signal or evaluated or self.due(step + 1, self.config.checkpoint.every_steps, stage):
+                        if pending is not None:
+                            self.account(pending, log, progress, collapse)
+                            pending = None
+                        self.checkpoints.save(self.runner.get_state(device), evaluated)
+                    if self.signal:
+                        self.checkpoints.wait()
+                        print(f"signal {self.signal}: saved step {step + 1:,}; run the same command again to go on")
+                        return SAVED_ON_SIGNAL
+            self.checkpoints.wait()
+        (self.workdir / "finished.json").write_text(json.dumps({"step": last}) + "\n")
+        return 0
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """Device batches, one ahead of the step so that the copy overlaps the computation."""
+        ahead: list[Any] = []
+        for batch in self.pipeline.batches(start, stop):
+            ahead.append(self.runner.put_batch(batch))
+            if len(ahead) > 1:
+                yield ahead.pop(0)
+        yield from ahead
+
+    def account(self, pending: tuple[int, Any], log: Log, progress: Progress, collapse: CollapseDetector) -> None:
+        """Read the metrics of a step, write them, and stop on what cannot be trained further."""
+        step, metrics = pending[0], {name: float(value) for name, value in self.runner.read(pending[1]).items()}
+        progress.advance(1, f"loss {metrics['loss']:.3f}")
+        if not metrics["finite"]:
+            image, _, _ = self.pipeline.plan(step - 1)
+            ids = [self.pipeline.reader.split.ids[i] for i in image[:3]]
+            raise NumericError(
+                f"Loss or gradient of step {step:,} is not finite (loss {metrics['loss']}, gradient norm "
+                f"{metrics['grad_norm']}; its batch begins with images {', '.join(ids)}); parameters were left as "
+                "before it. Check the features with `xmodal data check`, or use a lower rate (--config.optim.lr)."
+            )
+        collapse.see(step, metrics)
+        if step % self.config.log.every_steps == 0:
+            log.write(step, {**metrics, "waited_s": self.pipeline.waited, "epoch": step / self.per_epoch})
+
+
+def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> Vocabulary:
+    """Make a run folder, or check that the one there belongs to this config and data. Returns its vocabulary.
+
+    Raises:
+        CheckpointError: another config.
+        DataError: the data set has changed, or it has no training captions.
+    """
+    identity = {"data": dataset.manifest["sha256"]}
+    if (workdir / "config.json").is_file():
+        configs.check_same(configs.read(workdir), config, workdir)
+        saved = json.loads((workdir / "run.json").read_text())
+        if saved["data"] != identity["data"]:
+            raise DataError(
+                f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
+            )
+        return Vocabulary.load(workdir / "vocabulary.json")
+    if workdir.exists() and any(workdir.iterdir()):
+        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
+    captions = dataset.split("train").captions
+    vocabulary = Vocabulary.build((text for own in captions for text in own), config.data.minimum_count)
+    workdir.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(workdir / "vocabulary.json")
+    identity["vocabulary"] = sha256(workdir / "vocabulary.json")
+    (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
+    configs.save(config, workdir / "config.json")  # last: a folder with a config has all the rest
+    return vocabulary
+
+
+def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:
+    """``params`` with the rows of every ``embed/embedding`` table set where ``source`` has the word."""
+    vectors, found = load_word_vectors(source, vocabulary)
+
+    def fill(path: Any, leaf: Any) -> Any:
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("embed/embedding"):
+            return leaf
+        if leaf.shape[1] < vectors.shape[1]:
+            raise DataError(
+                f"{source} has vectors of {vectors.shape[1]} numbers, the model's words {leaf.shape[1]}; "
+                f"set --config.model.word_dim to at least {vectors.shape[1]}."
+            )
+        table = np.array(leaf)
+        table[found, : vectors.shape[1]] = vectors[found]
+        return jax.numpy.asarray(table)
+
+    print(f"word vectors for {int(found.sum()):,} of {len(vocabulary):,} words from {source}")
+    return jax.tree_util.tree_map_with_path(fill, params)
+
+
+class caught_signals:
+    """While active, SIGTERM and SIGINT only note themselves in ``trainer.signal``; the loop then saves and leaves."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.before = trainer, {}
+
+    def __enter__(self) -> None:
+        def note(number: int, _: Any) -> None:
+            if self.trainer.signal:
+                raise KeyboardInterrupt  # asked twice: the user does not want to wait
+            self.trainer.signal = number
+            print(f"signal {number}: saving after this step ...", file=sys.stderr, flush=True)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, note)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal train`: start a run, or go on with the one in ``--workdir``."""
+    config = configs.load(args.config, args.overrides)
+    began = time.monotonic()
+    trainer = Trainer(config, Path(args.workdir))
+    try:
+        code = trainer.run()
+    finally:
+        trainer.checkpoints.close()
+    if code == 0:
+        best = trainer.checkpoints.best()
+        rsum = trainer.checkpoints.rsum(best)
+        print(
+            f"finished step {trainer.stages[-1].stop:,} in {time.monotonic() - began:.0f} s; best dev rsum {rsum:.1f}"
+        )
+        print(f"next: xmodal eval --workdir {args.workdir} --split test")
+    return code
