@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> Config:
         config.model.normalise_train = False
         config.data.sampler = "length_buckets"
         config.epochs = 15.0
-        config.optim.schedule = ConfigDict({"kind": "constant"})
+        config.optim.schedule.kind = "constant"
         if variant == "bow":
             config.model.text = "bow"
             config.model.word_dim = config.model.embed_dim
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> Config:
         config.data.sampler, config.data.drop_last = "images", True
         config.epochs = 100.0
         config.optim.lr = 1e-3
-        config.optim.schedule = ConfigDict({"kind": "constant"})
+        config.optim.schedule.kind = "constant"
         config.optim.clip_norm, config.optim.clip_tensor_norm = 0.0, 2.0
     if tiny:
         shrink(config)

@@ -111,26 +111,22 @@ def test_records_are_grouped_one_by_one_and_features_are_not_widened(tmp_path):
     write(tmp_path / "set", {"train": [item]}, name="x", source=SOURCE)
     (path,) = open_dataset(tmp_path / "set").split("train").paths
     assert "group_size:1," in ArrayRecordReader(str(path)).writer_options_string() + ","
-    assert 200_000 < path.stat().st_size < 290_000  # two bytes a number, plus at most a block of 64 KiB
+    assert 200_000 < path.stat().st_size < 390_000  # two bytes a number, and whole blocks of 64 KiB
 
 
 def test_writing_streams(tmp_path):
-    alive = weakref.WeakSet()
-
-    class Counted(np.ndarray):
-        pass
+    alive = []  # weak references to the features handed out
 
     def items():
         for index in range(20):
-            array = np.ones((2, 3), np.float16).view(Counted)
-            alive.add(array)
-            assert len(alive) <= 3, "images are piling up in memory"
+            array = np.full((2, 3), index, np.float16)
+            alive.append(weakref.ref(array))
+            assert sum(reference() is not None for reference in alive) <= 3, "images are piling up in memory"
             yield Item(str(index), ["a"], {"region": array})
             del array
 
-    Counted.__hash__ = object.__hash__  # an array cannot be in a set of its own
-    Counted.__eq__ = object.__eq__
     write(tmp_path / "set", {"train": items()}, name="x", source=SOURCE)
+    assert len(alive) == 20
 
 
 def test_images_without_features_or_captions(tmp_path):
@@ -148,9 +144,14 @@ def test_pictures_are_copied_once_and_never_onto_each_other(tmp_path):
     items = [Item(str(index), ["x"], {}, picture=path) for index, path in enumerate(paths)]
     write(tmp_path / "set", {"train": items}, name="x", source=SOURCE)
     pictures = open_dataset(tmp_path / "set").split("train").pictures
-    assert [path.read_text() for path in pictures] == ["one", "two", "one"]
+    assert [path and path.read_text() for path in pictures] == ["one", "two", "one"]
     assert pictures[0] == pictures[2]
     assert open_dataset(tmp_path / "set").split("train").read([1])[0].picture == pictures[1]
+
+
+def test_a_split_without_images_is_left_out(tmp_path):
+    manifest = write(tmp_path / "set", {"train": [GOOD], "dev": []}, name="x", source=SOURCE)
+    assert list(manifest["splits"]) == ["train"] and not (tmp_path / "set" / "dev.captions.jsonl").exists()
 
 
 # Bad images
@@ -186,7 +187,7 @@ def test_a_bad_image_is_named_and_leaves_nothing_behind(tmp_path, bad, message):
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({}, "no split"),
+        ({}, "no image"),
         ({"train": []}, "no image"),
         ({"a b": [GOOD]}, "cannot name a split"),
         ({"train": [GOOD._replace(features={"region": np.ones((2, 3), np.int32)})]}, "wanted"),
@@ -294,11 +295,11 @@ def test_flipped_bits_are_never_read_as_data(prepared):
     whole = shard.read_bytes()
     expected = list(make_items(9))
     rng = np.random.default_rng(0)
-    used = len(whole.rstrip(b"\0"))
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))  # most of a small file is padding
     refused = 0
-    for _ in range(60):
+    for _ in range(40):
         data = bytearray(whole)
-        data[int(rng.integers(used))] ^= 1 << int(rng.integers(8))
+        data[int(rng.choice(used))] ^= 1 << int(rng.integers(8))
         shard.write_bytes(data)
         assert verify(prepared), "the manifest must notice"
         try:
@@ -309,7 +310,7 @@ def test_flipped_bits_are_never_read_as_data(prepared):
             continue
         for item, want in zip(items, expected, strict=True):
             assert_same(item, want)
-    assert refused > 30
+    assert refused > 20
 
 
 @pytest.mark.data

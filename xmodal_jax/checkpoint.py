@@ -45,6 +45,7 @@ class Checkpoints:
         best = BestN(n=1, get_metric_fn=lambda m: m["rsum"], keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([latest, best]),
+            best_fn=lambda metrics: metrics["rsum"],  # without it Orbax does not write the metrics at all
             create=not read_only,
             read_only=read_only,
             enable_async_checkpointing=not read_only,
@@ -169,6 +170,7 @@ class Checkpoints:
                 return step
             print(f"checkpoint: step {step:,} is not used: {problem}", file=sys.stderr)
             self.manager.delete(step)
+            (self.manifests / f"{step}.json").unlink(missing_ok=True)
         return None
 
     def restore_training(self, step: int, like: TrainState) -> TrainState:

@@ -64,7 +64,8 @@ def base(data: str) -> Config:
             "name": "adam",
             "lr": 2e-4,
             "warmup_steps": 0,
-            "schedule": {"kind": "staircase", "at": (15.0,), "factor": 0.1},
+            # staircase: times factor at each epoch of `at`; exponential: at every `every` epochs; cosine: to `end`
+            "schedule": {"kind": "staircase", "at": (15.0,), "every": 1.0, "factor": 0.1, "end": 0.0},
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,

@@ -67,7 +67,7 @@ class Evaluator:
         return images, texts
 
     def ranks(
-        self, variables: Any, images: Repr, texts: Repr, row: np.ndarray, n_images: int, *, quiet: bool
+        self, variables: Any, images: Repr, texts: Repr, row: np.ndarray, n_images: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """0-based best-positive ranks (i2t [B], t2i [C]) of stacks whose caption c belongs to image ``row[c]``."""
 
@@ -90,14 +90,31 @@ class Evaluator:
     ) -> table.Table:
         """The recall table of a split."""
         images, texts = self.representations(variables, reader, captions, quiet=quiet)
-        folds, why = protocols.choose(protocol, reader.count)
+        return self.rank_table(
+            variables, images, texts, captions, reader.count, protocol=protocol, weights=weights, draws=draws
+        )
+
+    def rank_table(
+        self,
+        variables: Any,
+        images: Repr,
+        texts: Repr,
+        captions: Captions,
+        n_images: int,
+        *,
+        protocol: str,
+        weights: str,
+        draws: int,
+    ) -> table.Table:
+        """The recall table of stacks that are encoded already."""
+        folds, why = protocols.choose(protocol, n_images)
         results = []
         for fold in folds:
             inside = np.isin(captions.image, fold)
             local = np.searchsorted(fold, captions.image[inside])
             one = jax.tree.map(lambda leaf, fold=fold: leaf[fold], images)
             two = jax.tree.map(lambda leaf, inside=inside: leaf[inside], texts)
-            results.append((*self.ranks(variables, one, two, local, len(fold), quiet=quiet), local))
+            results.append((*self.ranks(variables, one, two, local, len(fold)), local))
         return table.make_table(results, protocol=why, weights=weights, draws=draws)
 
 

@@ -9,22 +9,22 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.types import Config
 
 
-def staircase(steps: int, per_epoch: int, *, at: tuple[float, ...] = (), factor: float = 0.1) -> optax.Schedule:
+def staircase(options: Config, steps: int, per_epoch: int) -> optax.Schedule:
     """1, multiplied by ``factor`` at each epoch in ``at``."""
-    return optax.piecewise_constant_schedule(1.0, {round(epoch * per_epoch): factor for epoch in at})
+    return optax.piecewise_constant_schedule(1.0, {round(epoch * per_epoch): options.factor for epoch in options.at})
 
 
-def exponential(steps: int, per_epoch: int, *, every: float = 1.0, factor: float = 0.1) -> optax.Schedule:
+def exponential(options: Config, steps: int, per_epoch: int) -> optax.Schedule:
     """1, multiplied by ``factor`` at every ``every`` epochs."""
-    return optax.exponential_decay(1.0, max(round(every * per_epoch), 1), factor, staircase=True)
+    return optax.exponential_decay(1.0, max(round(options.every * per_epoch), 1), options.factor, staircase=True)
 
 
-def cosine(steps: int, per_epoch: int, *, end: float = 0.0) -> optax.Schedule:
+def cosine(options: Config, steps: int, per_epoch: int) -> optax.Schedule:
     """1 to ``end`` along half a cosine over the stage."""
-    return optax.cosine_decay_schedule(1.0, max(steps, 1), alpha=end)
+    return optax.cosine_decay_schedule(1.0, max(steps, 1), alpha=options.end)
 
 
-def constant(steps: int, per_epoch: int) -> optax.Schedule:
+def constant(options: Config, steps: int, per_epoch: int) -> optax.Schedule:
     """1 throughout."""
     return optax.constant_schedule(1.0)
 
@@ -36,21 +36,17 @@ def learning_rate(optim: Config, *, steps: int, per_epoch: int) -> optax.Schedul
     """``optim.lr`` times ``optim.schedule`` with ``optim.warmup_steps`` of linear warm-up from zero.
 
     Args:
-        optim: the config's ``optim``; ``schedule`` is ``{"kind": name, option: value, ...}``.
+        optim: the config's ``optim``; each kind of schedule reads its own options of ``optim.schedule``.
         steps: length of the stage.
-        per_epoch: steps of one epoch; ``at`` and ``every`` are given in epochs.
+        per_epoch: steps of one epoch; ``at`` and ``every`` are given in epochs of the stage.
 
     Raises:
-        UsageError: an unknown kind or option.
+        UsageError: an unknown kind.
     """
-    options = dict(optim.schedule)
-    kind = options.pop("kind", "constant")
-    if kind not in KINDS:
-        raise UsageError(f'No schedule "{kind}" (optim.schedule.kind); there are {", ".join(sorted(KINDS))}.')
-    try:
-        shape = KINDS[kind](steps, per_epoch, **options)
-    except TypeError as error:
-        raise UsageError(f"optim.schedule: {error}.") from error
+    if optim.schedule.kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UsageError(f'No schedule "{optim.schedule.kind}" (optim.schedule.kind); there are {known}.')
+    shape = KINDS[optim.schedule.kind](optim.schedule, steps, per_epoch)
     warmup = max(int(optim.warmup_steps), 0)
 
     def value(step):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from xmodal_jax import losses, schedules
@@ -14,7 +13,7 @@ from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.step import Objective, TrainState
+from xmodal_jax.step import Objective
 from xmodal_jax.types import Batch, Config, Images, Texts
 
 
@@ -82,31 +81,3 @@ def example_batch(dataset: Dataset, config: Config) -> Batch:
     words = int(min(config.data.lengths))
     text = Texts(np.zeros((1, words), np.int32), np.ones((1, words), bool), zero, zero, zero)
     return Batch(Images(features, np.ones((1, regions), bool), zero, box), text)
-
-
-class Initial(NamedTuple):
-    """What `init` returns, split into what is trained and what is not."""
-
-    params: Any
-    model_state: Any
-
-
-def initialise(model: Matcher, batch: Batch, seed: int) -> Initial:
-    """Parameters and running statistics from the seed."""
-    variables = jax.jit(lambda key: model.init({"params": key, "dropout": key}, batch))(jax.random.key(seed))
-    variables = dict(variables)
-    return Initial(variables.pop("params"), variables)
-
-
-def make_state(initial: Initial, optimiser: Any, seed: int, ema_decay: float) -> TrainState:
-    """The state before the first step."""
-    ema = jax.tree.map(jax.numpy.copy, initial.params) if ema_decay else {}
-    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
-    return TrainState(
-        jax.numpy.zeros((), jax.numpy.int32),
-        initial.params,
-        initial.model_state,
-        optimiser.init(initial.params),
-        ema,
-        rng,
-    )

@@ -27,6 +27,34 @@ class TrainState(NamedTuple):
     rng: Any  # key data; every step folds its number in
 
 
+class Initial(NamedTuple):
+    """What `init` returns, split into what is trained and what is not."""
+
+    params: Any
+    model_state: Any
+
+
+def initialise(model: Matcher, batch: Batch, seed: int) -> Initial:
+    """Parameters and running statistics from the seed."""
+    variables = jax.jit(lambda key: model.init({"params": key, "dropout": key}, batch))(jax.random.key(seed))
+    variables = dict(variables)
+    return Initial(variables.pop("params"), variables)
+
+
+def make_state(initial: Initial, optimiser: Any, seed: int, ema_decay: float) -> TrainState:
+    """The state before the first step."""
+    ema = jax.tree.map(jnp.copy, initial.params) if ema_decay else {}
+    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        initial.params,
+        initial.model_state,
+        optimiser.init(initial.params),
+        ema,
+        rng,
+    )
+
+
 class Objective(NamedTuple):
     """What a stage minimises. ``options`` of the rank loss are numbers, or functions of the stage's step."""
 

@@ -28,7 +28,7 @@ from xmodal_jax.log import CollapseDetector, Log
 from xmodal_jax.optim import make_optimiser
 from xmodal_jax.parallel import make_runner
 from xmodal_jax.progress import Progress
-from xmodal_jax.step import TrainState, check_weights, train_step
+from xmodal_jax.step import Initial, TrainState, check_weights, initialise, make_state, train_step
 from xmodal_jax.types import Config
 
 
@@ -74,7 +74,7 @@ class Trainer:
         self.per_epoch = self.pipeline.steps_per_epoch
         self.stages = make_stages(config, self.per_epoch)
         self.runner = make_runner(config.parallel, data.batch_size)
-        self.initial = setup.initialise(self.model, example, config.seed)
+        self.initial = initialise(self.model, example, config.seed)
         objective = setup.make_objective(config, self.per_epoch)
         check_weights(self.model, objective, {"params": self.initial.params, **self.initial.model_state}, example)
         dev = self.dataset.split("dev")
@@ -108,8 +108,8 @@ class Trainer:
         params = self.initial.params
         if step is None:
             params = self.start_params(params)
-        state = setup.make_state(
-            setup.Initial(params, self.initial.model_state), self.optimiser(stage), self.config.seed, self.config.ema
+        state = make_state(
+            Initial(params, self.initial.model_state), self.optimiser(stage), self.config.seed, self.config.ema
         )
         if step is None:
             return state

@@ -67,9 +67,10 @@ def write(
 ) -> dict[str, Any]:
     """Write a prepared data set and return its manifest; one image is held in memory at a time.
 
-    ``source`` says where the data came from; ``totals`` (images a split) only feeds the progress line; ``report``
-    is read after the last image and becomes ``import_report.jsonl``. A finished ``directory`` of the same
-    ``source`` is left as it is. The work happens in ``<directory>.partial``, renamed when complete.
+    A split without images is left out. ``source`` says where the data came from; ``totals`` (images a split) only
+    feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``. A finished
+    ``directory`` of the same ``source`` is left as it is. The work happens in ``<directory>.partial``, renamed when
+    complete.
 
     Raises:
       DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.

@@ -177,6 +177,7 @@ class Writer:
         self.infos: list[Any] = []
 
     def add_split(self, split: str, items: Iterable[Item], total: int) -> None:
+        """Write one split; one without images leaves no trace."""
         from tensorflow_datasets.core.splits import SplitInfo
 
         if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
@@ -199,7 +200,8 @@ class Writer:
                 progress.advance()
         shards.finish()
         if not per_image:
-            raise DataError(f'Split "{split}" has no image.')
+            records.captions_path(self.directory, split).unlink()
+            return
         self.infos.append(SplitInfo(name=split, shard_lengths=shards.lengths, num_bytes=shards.total))
         self.splits[split] = {
             "images": len(per_image),
@@ -239,7 +241,7 @@ class Writer:
         from tensorflow_datasets import folder_dataset
 
         if self.schema is None:
-            raise DataError("The source holds no split.")
+            raise DataError("There is no image to write: the source is empty, or all of it was dropped.")
         folder_dataset.write_metadata(
             data_dir=self.directory,
             features=self.schema.tfds_features(),

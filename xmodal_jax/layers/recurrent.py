@@ -1,11 +1,16 @@
-"""A gated recurrent unit in PyTorch's cell form, with the input projection hoisted out of the scan."""
+"""A gated recurrent unit in PyTorch's cell form: input projection hoisted out of the loop, padding not computed."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+GROUPS = 4  # captions i, i + GROUPS, ... share a loop that ends with their longest one
 
 
 def uniform(scale: float) -> nn.initializers.Initializer:
@@ -13,67 +18,56 @@ def uniform(scale: float) -> nn.initializers.Initializer:
     return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -scale, scale)
 
 
-def _cell(hidden, projected, matrix, bias):
-    """One step; also the intermediate values that the backward pass needs. ``projected`` [C, 3H]."""
-    recurrent = jnp.dot(hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32) + bias
-    reset_in, update_in, new_in = jnp.split(projected, 3, axis=-1)
-    reset_rec, update_rec, new_rec = jnp.split(recurrent, 3, axis=-1)
-    reset = jax.nn.sigmoid(reset_in + reset_rec)
-    update = jax.nn.sigmoid(update_in + update_rec)
-    new = jnp.tanh(new_in + reset * new_rec)  # reset acts after the recurrent product, as in PyTorch and Theano
-    return (1.0 - update) * new + update * hidden, (hidden, reset, update, new, new_rec)
+def _dot(x: Any, matrix: Any) -> Any:
+    return jnp.dot(x.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
 
 
-def _scan(projected, mask, matrix, bias):
-    def step(hidden, inputs):
-        x, real = inputs
-        proposed, residual = _cell(hidden, x, matrix, bias)
-        hidden = jnp.where(real[:, None], proposed, hidden)
-        return hidden, (hidden, residual)
-
-    start = jnp.zeros((projected.shape[1], matrix.shape[0]), jnp.float32)
-    return jax.lax.scan(step, start, (projected, mask))[1]
+def _steps(mask: Any) -> Any:
+    """Words that any caption of the group still has; the loops end there."""
+    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[0] + 1)[:, None], 0))
 
 
-@jax.custom_vjp
-def gru_scan(
-    projected: Float[Array, "w c h3"],
-    mask: Bool[Array, "w c"],
-    matrix: Float[Array, "h h3"],
-    bias: Float[Array, "h3"],
-) -> Float[Array, "w c h"]:
-    """Hidden states of a GRU over time-major, already projected inputs; gates in the order reset, update, new.
+def _forward(reverse, projected, mask, matrix, bias):
+    words, captions, size = projected.shape[0], projected.shape[1], matrix.shape[0]
+    last = _steps(mask)
 
-    Where ``mask`` is False the state is carried over unchanged, so the last state is that of the last real word
-    and a reversed scan starts at it. The backward pass is written out: it gathers the gate gradients of all
-    steps and forms the weight gradient in one matrix product instead of one for each step.
-    """
-    return _scan(projected, mask, matrix, bias)[0]
+    def body(i, carry):
+        hidden, kept = carry
+        t = last - 1 - i if reverse else i
+        reset_in, update_in, new_in = jnp.split(projected[t], 3, axis=-1)
+        reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
+        reset = jax.nn.sigmoid(reset_in + reset_rec)
+        update = jax.nn.sigmoid(update_in + update_rec)
+        new = jnp.tanh(new_in + reset * new_rec)  # reset acts after the recurrent product, as in PyTorch and Theano
+        after = jnp.where(mask[t][:, None], (1.0 - update) * new + update * hidden, hidden)
+        values = (after, hidden, reset, update, new, new_rec)
+        return after, tuple(store.at[t].set(value) for store, value in zip(kept, values, strict=True))
 
-
-def _forward(projected, mask, matrix, bias):
-    states, residual = _scan(projected, mask, matrix, bias)
+    start = jnp.zeros((captions, size), jnp.float32)
+    kept = tuple(jnp.zeros((words, captions, size), jnp.float32) for _ in range(6))
+    states, *residual = jax.lax.fori_loop(0, last, body, (start, kept))[1]
     return states, (residual, mask, matrix)
 
 
-def _backward(saved, cotangent):
+def _backward(reverse, saved, cotangent):
     (hidden, reset, update, new, new_rec), mask, matrix = saved
+    last, size = _steps(mask), matrix.shape[0]
 
-    def step(carry, inputs):
-        incoming, real, h, r, z, n, n_rec = inputs
-        total = carry + incoming
-        live = jnp.where(real[:, None], total, 0.0)
-        d_new = live * (1.0 - z) * (1.0 - n * n)
-        d_reset = d_new * n_rec * r * (1.0 - r)
-        d_update = live * (h - n) * z * (1.0 - z)
-        d_recurrent = jnp.concatenate([d_reset, d_update, d_new * r], axis=-1)
-        back = jnp.dot(d_recurrent.astype(matrix.dtype), matrix.T, preferred_element_type=jnp.float32)
-        carry = jnp.where(real[:, None], live * z + back, total)
-        return carry, (d_recurrent, d_new)
+    def body(i, carry):
+        back, d_recurrent, d_new = carry
+        t = i if reverse else last - 1 - i
+        total = back + cotangent[t]
+        live = jnp.where(mask[t][:, None], total, 0.0)
+        d_n = live * (1.0 - update[t]) * (1.0 - jnp.square(new[t]))
+        d_r = d_n * new_rec[t] * reset[t] * (1.0 - reset[t])
+        d_z = live * (hidden[t] - new[t]) * update[t] * (1.0 - update[t])
+        d_rec = jnp.concatenate([d_r, d_z, d_n * reset[t]], axis=-1)
+        through = live * update[t] + _dot(d_rec, matrix.T)
+        back = jnp.where(mask[t][:, None], through, total)
+        return back, d_recurrent.at[t].set(d_rec), d_new.at[t].set(d_n)
 
-    sequence = (cotangent, mask, hidden, reset, update, new, new_rec)
-    _, (d_recurrent, d_new) = jax.lax.scan(step, jnp.zeros_like(hidden[0]), sequence, reverse=True)
-    size = matrix.shape[0]
+    zeros = (jnp.zeros_like(hidden[0]), jnp.zeros((*hidden.shape[:2], 3 * size)), jnp.zeros_like(hidden))
+    _, d_recurrent, d_new = jax.lax.fori_loop(0, last, body, zeros)
     d_matrix = jnp.einsum(
         "wch,wcg->hg",
         hidden.astype(matrix.dtype),
@@ -84,14 +78,47 @@ def _backward(saved, cotangent):
     return d_projected, None, d_matrix, jnp.sum(d_recurrent, axis=(0, 1))
 
 
-gru_scan.defvjp(_forward, _backward)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gru_loop(
+    reverse: bool,
+    projected: Float[Array, "w c h3"],
+    mask: Bool[Array, "w c"],
+    matrix: Float[Array, "h h3"],
+    bias: Float[Array, "h3"],
+) -> Float[Array, "w c h"]:
+    """Hidden states of a GRU over time-major, already projected inputs; gates in the order reset, update, new.
+
+    Where ``mask`` is False the state is carried over, so a reversed pass starts at each caption's last word. The
+    loop ends with the longest caption (later states are zero), which automatic differentiation cannot reverse: the
+    backward pass is written out, and forms the weight gradient of all steps in one matrix product.
+    """
+    return _forward(reverse, projected, mask, matrix, bias)[0]
+
+
+gru_loop.defvjp(_forward, _backward)
+
+
+def gru(reverse: bool, projected: Any, mask: Any, matrix: Any, bias: Any) -> Any:
+    """:func:`gru_loop` in groups of every ``GROUPS``-th caption, each as long as its own longest caption.
+
+    The training pipeline deals captions out by length so that a group's lengths are alike; strided groups keep every
+    device's share of a batch equal. The answer does not depend on the grouping.
+    """
+    words, captions = projected.shape[:2]
+    if captions % GROUPS:
+        return gru_loop(reverse, projected, mask, matrix, bias)
+    parts = projected.reshape(words, captions // GROUPS, GROUPS, -1)
+    masks = mask.reshape(words, captions // GROUPS, GROUPS)
+    states = [gru_loop(reverse, parts[:, :, g], masks[:, :, g], matrix, bias) for g in range(GROUPS)]
+    return jnp.stack(states, axis=2).reshape(words, captions, -1)
 
 
 class GRU(nn.Module):
-    """One direction of a GRU, words [C, W, F] to states [C, W, H].
+    """One direction of a GRU, words [C, W, F] to states [C, W, H]; padding may only follow the words.
 
-    All weights and biases start in U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's do. Parameters ``input [F, 3H]``,
-    ``recurrent [H, 3H]`` and their biases are PyTorch's ``weight_ih``, ``weight_hh`` transposed.
+    States at padding repeat the last one or are zero. All weights and biases start in U(-1/sqrt(H), 1/sqrt(H)) as
+    PyTorch's do. Parameters ``input [F, 3H]``, ``recurrent [H, 3H]`` and their biases are PyTorch's ``weight_ih``,
+    ``weight_hh`` transposed.
     """
 
     size: int
@@ -111,9 +138,9 @@ class GRU(nn.Module):
             matrix_in.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        flip = (lambda x: jnp.flip(x, axis=0)) if self.reverse else (lambda x: x)
-        states = gru_scan(flip(projected + bias_in), flip(mask.T), matrix.astype(self.dtype), bias)
-        return jnp.swapaxes(flip(states), 0, 1)
+        real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
+        states = gru(self.reverse, projected + bias_in, real, matrix.astype(self.dtype), bias)
+        return jnp.swapaxes(states, 0, 1)
 
 
 def last_state(states: Float[Array, "c w h"], mask: Bool[Array, "c w"]) -> Float[Array, "c h"]:

@@ -30,17 +30,18 @@ def main(args: argparse.Namespace) -> int:
     report = Report()
     splits, totals = plan.read(report)
     manifest = write(out, splits, name=plan.name, source=plan.source, totals=totals, report=report.entries)
-    print(summary(out, manifest, report))
+    print(summary(out, manifest, report, list(splits)))
     return 0
 
 
-def summary(out: Path, manifest: dict[str, Any], report: Report) -> str:
-    """What an import read, kept and dropped, for people."""
+def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[str]) -> str:
+    """What an import of ``splits`` read, kept and dropped, for people."""
     lines = [f"{manifest['name']} -> {out}", f"  {'split':<10}{'images':>10}{'captions':>12}{'an image':>12}"]
     for split, counts in manifest["splits"].items():
         low, high = counts["captions_per_image"]
         span = f"{low}" if low == high else f"{low} to {high}"
         lines.append(f"  {split:<10}{counts['images']:>10,}{counts['captions']:>12,}{span:>12}")
+    lines += [f"  split {name}: left out, nothing of it was kept" for name in splits if name not in manifest["splits"]]
     for key, feature in manifest["features"].items():
         low, high = feature.get("regions", (0, 0))
         regions = "" if not high else f"{low} regions x " if low == high else f"{low} to {high} regions x "

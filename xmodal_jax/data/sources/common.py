@@ -127,8 +127,11 @@ def load_array(path: Path) -> np.ndarray:
     existing(path, "features")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not a whole .npy array of numbers ({_first_line(error)}).") from None
+    except Exception:  # NumPy parses the header as Python, and raises what that raises
+        raise DataError(
+            f"{path}: not a whole .npy array of numbers, but cut short, damaged or full of Python objects; "
+            "save it again with numpy.save."
+        ) from None
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
         shape = list(array.shape) if isinstance(array, np.ndarray) else "an archive"
         raise DataError(f"{path}: wanted [images, F] or [images, R, F], found {shape}.")
@@ -140,10 +143,6 @@ def load_array(path: Path) -> np.ndarray:
     if array.dtype.name not in (*DTYPES, "float64"):
         raise DataError(f"{path}: wanted {', '.join(DTYPES)} or float64 (stored as float32), found {array.dtype}.")
     return array
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
 
 
 def row_of(array: np.ndarray, row: int) -> np.ndarray:
@@ -226,15 +225,17 @@ class PictureFolder:
             f'"{first}", a picture "{next(iter(self.paths.values())).name}".'
         )
 
-    def find(self, names: Sequence[str], report: Report, image: str) -> tuple[Path | None, tuple[int, int]]:
+    def find(
+        self, names: Sequence[str], report: Report, image: str, **where: Any
+    ) -> tuple[Path | None, tuple[int, int]]:
         """Picture and (height, width), or (None, (0, 0)), which is reported."""
         path = next((self.paths[name] for name in names if name in self.paths), None)
         if path is None:
-            report.add("image without its picture", image=image)
+            report.add("image without its picture", image=image, **where)
             return None, (0, 0)
         size = picture_size(path)
         if size is None:
-            report.add("picture that cannot be decoded", image=image, file=path.name)
+            report.add("picture that cannot be decoded", image=image, file=path.name, **where)
             return None, (0, 0)
         return path, size
 

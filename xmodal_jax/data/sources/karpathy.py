@@ -16,6 +16,7 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources.matlab import load_matrix
 from xmodal_jax.errors import DataError, UsageError
 
 OPTIONS = ("features", "ids", "images", "restval_to_train", "on_nonfinite")
@@ -99,20 +100,8 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def load_features(path: Path) -> np.ndarray:
-    """[N, F] or [N, R, F], memory-mapped from .npy; read whole from the .mat file of [F, N] `feats`."""
-    if path.suffix != ".mat":
-        return common.load_array(path)
-    from scipy.io import loadmat
-
-    try:
-        feats = loadmat(path, variable_names=["feats"]).get("feats")
-    except NotImplementedError:
-        raise DataError(f"{path}: a MATLAB 7.3 file; save its feats as .npy, one row an image.") from None
-    except Exception as error:  # SciPy raises what it likes on damaged bytes
-        raise DataError(f"{path}: not a MATLAB file that can be read ({error}).") from None
-    if feats is None or feats.ndim != 2 or feats.dtype.name not in ("float32", "float64"):
-        raise DataError(f'{path}: no matrix "feats" of floats.')
-    return feats.T
+    """[N, F] or [N, R, F] from .npy, or the [F, N] matrix `feats` of a .mat file turned round."""
+    return load_matrix(path, "feats") if path.suffix == ".mat" else common.load_array(path)
 
 
 def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, entries: list[Entry]) -> list[int | None]:

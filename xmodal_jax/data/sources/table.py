@@ -203,7 +203,9 @@ def _items(
             features = common.features_at(arrays, rows[image], policy, report, image)
             if features is None:
                 continue
-        picture, size = pictures.find((image,), report, image) if pictures else (None, (0, 0))
+        picture, size = None, (0, 0)
+        if pictures:
+            picture, size = pictures.find((image,), report, image, line=row.lines[0])
         if not arrays and picture is None:
             continue
         captions = common.keep_captions(row.captions, report, image, path.name, row.lines)

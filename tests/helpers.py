@@ -1,0 +1,30 @@
+"""A small prepared data set whose images and captions belong together in a learnable way."""
+
+import numpy as np
+
+from xmodal_jax.data import records
+
+WORDS = [f"{kind}{i}" for kind in ("red", "big", "dog", "sea") for i in range(4)]
+
+
+def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), features=8, seed=0):
+    """Every image has 4 hidden words; its features are their noisy vectors, its captions name them in any order."""
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(len(WORDS), features))
+
+    def items(split, count):
+        for i in range(count):
+            hidden = random.choice(len(WORDS), 4, replace=False)
+            texts = [
+                " ".join(WORDS[w] for w in random.permutation(hidden)) for _ in range(random.integers(*captions) + 1)
+            ]
+            r = int(random.integers(regions[0], regions[1] + 1))
+            region = vectors[hidden[np.arange(r) % 4]] + 0.1 * random.normal(size=(r, features))
+            glob = vectors[hidden].mean(0) + 0.05 * random.normal(size=features)
+            boxes = np.sort(random.random((r, 2, 2)), axis=1).reshape(r, 4).astype(np.float32)
+            arrays = {"region": region.astype(np.float16), "global": glob.astype(np.float32)}
+            yield records.Item(f"{split}-{i}", texts, arrays, boxes, (10, 20))
+
+    splits = {"train": items("train", train), "dev": items("dev", other), "test": items("test", other)}
+    records.write(folder, splits, name="planted", source={"kind": "planted", "seed": seed})
+    return folder

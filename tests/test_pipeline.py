@@ -1,0 +1,112 @@
+"""The tf.data pipeline: what it delivers equals the records; hosts, resumption, padding and cut captions."""
+
+import numpy as np
+import pytest
+from helpers import planted
+
+from xmodal_jax.data.order import Sampler
+from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline, image_batches, text_batches
+from xmodal_jax.data.records import open_dataset
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(planted(tmp_path_factory.mktemp("data") / "set"))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(dataset):
+    return Vocabulary.build((t for own in dataset.split("train").captions for t in own), 1)
+
+
+def make(dataset, vocabulary, host=0, hosts=1, boxes=False, sampler="captions", batch_size=8):
+    split = dataset.split("train")
+    captions = Captions(split.captions, vocabulary, (6, 9))
+    order = Sampler(captions.counts, captions.lengths, sampler=sampler, batch_size=batch_size, seed=3)
+    reader = FeatureReader(split, ["region", "global"], boxes=boxes)
+    return TrainPipeline(reader, captions, order, process_index=host, process_count=hosts)
+
+
+def test_batches_hold_what_the_records_hold(dataset, vocabulary):
+    pipeline = make(dataset, vocabulary, boxes=True)
+    split = dataset.split("train")
+    texts = [text for own in split.captions for text in own]
+    for batch in pipeline.batches(0, 3):
+        items = split.read(batch.image.id.tolist())
+        for i, item in enumerate(items):
+            r = len(item.features["region"])
+            np.testing.assert_array_equal(batch.image.feature["region"][i, :r], item.features["region"])
+            np.testing.assert_array_equal(batch.image.feature["global"][i], item.features["global"])
+            np.testing.assert_array_equal(batch.image.box[i, :r], item.boxes)
+            assert batch.image.mask[i].tolist() == [True] * r + [False] * (batch.image.mask.shape[1] - r)
+            assert not batch.image.feature["region"][i, r:].any()
+            words = batch.text.token[i][batch.text.mask[i]].tolist()
+            assert words == vocabulary.encode(texts[batch.text.id[i]])
+            assert batch.text.image_id[i] == batch.image.id[i]
+        assert batch.image.feature["region"].dtype == np.float16
+
+
+def test_a_later_start_gives_the_same_batches(dataset, vocabulary):
+    per_epoch = make(dataset, vocabulary).steps_per_epoch
+    whole = list(make(dataset, vocabulary).batches(0, per_epoch + 3))
+    late = list(make(dataset, vocabulary).batches(per_epoch - 1, per_epoch + 3))
+    assert len(late) == 4
+    for a, b in zip(whole[-4:], late, strict=True):
+        np.testing.assert_array_equal(a.text.token, b.text.token)
+        np.testing.assert_array_equal(a.image.feature["region"], b.image.feature["region"])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_read_the_global_batch(dataset, vocabulary, hosts):
+    (whole,) = make(dataset, vocabulary).batches(2, 3)
+    parts = [next(make(dataset, vocabulary, host, hosts).batches(2, 3)) for host in range(hosts)]
+    for field in ("token", "mask", "row", "id", "image_id"):
+        joined = np.concatenate([getattr(part.text, field) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole.text, field))
+    joined = np.concatenate([part.image.feature["global"] for part in parts])
+    np.testing.assert_array_equal(joined, whole.image.feature["global"])
+
+
+def test_every_fourth_caption_is_of_like_length(dataset, vocabulary):
+    pipeline = make(dataset, vocabulary, batch_size=16)
+    _, caption, _ = pipeline.plan(0)
+    groups = pipeline.captions.lengths[caption].reshape(-1, 4)
+    for g in range(3):
+        assert groups[:, g].min() >= groups[:, g + 1].max()
+
+
+def test_evaluation_sees_every_item_once(dataset, vocabulary):
+    split = dataset.split("test")
+    captions = Captions(split.captions, vocabulary, (6, 9))
+    reader = FeatureReader(split, ["global"])
+    images = np.concatenate([batch.id for batch in image_batches(reader, 5)])
+    texts = np.concatenate([batch.id for batch in text_batches(captions, 7)])
+    assert images[images >= 0].tolist() == list(range(16))
+    assert sorted(texts[texts >= 0]) == list(range(len(captions)))
+    limited = FeatureReader(split, ["global"], limit=3)
+    assert np.concatenate([batch.id for batch in image_batches(limited, 5)]).tolist() == [0, 1, 2, -1, -1]
+
+
+def test_long_captions_are_cut_and_unknown_words_are_kept_as_unk(vocabulary):
+    long = "red0 " * 20_000
+    captions = Captions([[long, "zebra quagga"], ["red0"]], vocabulary, (4, 8))
+    assert captions.cut == 1
+    texts = captions.texts(np.array([0, 1, 2, -1]), np.array([0, 0, 1, 0]))
+    assert texts.token.shape == (4, 8)
+    assert texts.token[0, 7] == 2
+    assert texts.token[1].tolist() == [1, 3, 3, 2, 0, 0, 0, 0]
+    assert not texts.mask[3].any()
+    assert texts.image_id.tolist() == [0, 0, 1, -1]
+    assert captions.texts(np.array([1, 2]), np.array([0, 1])).token.shape == (2, 4)
+
+
+def test_a_missing_feature_is_named(dataset):
+    with pytest.raises(UsageError, match=r'no feature "pixels", only region, global'):
+        FeatureReader(dataset.split("train"), ["pixels"])
+
+
+def test_batch_must_divide_over_hosts(dataset, vocabulary):
+    with pytest.raises(UsageError, match="multiple of 3"):
+        make(dataset, vocabulary, 0, 3)

@@ -1,0 +1,78 @@
+"""`xmodal demo`: the main job on the built-in data set, from pictures to a report, in a few minutes on a laptop."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from xmodal_jax import config as configs
+from xmodal_jax import report
+from xmodal_jax.data import scenes
+from xmodal_jax.errors import require
+from xmodal_jax.evaluate import Run
+from xmodal_jax.progress import clock
+from xmodal_jax.retrieval import table
+from xmodal_jax.setup import make_captions, make_reader
+from xmodal_jax.train import Trainer
+
+IMAGES, TINY_IMAGES = 3000, 60
+
+
+def main(args: argparse.Namespace) -> int:
+    """Generate, import, train, evaluate on test, print the recall table, write the report; goes on where it stopped."""
+    for module in ("tensorflow", "matplotlib", "PIL"):
+        require(module, "train")
+    began = time.monotonic()
+    root: Path = args.workdir
+    data, workdir = root / "data", root / "run"
+    spec = "vse.py:vsepp_warmup,scenes" + (",tiny" if args.tiny else "")
+    images = TINY_IMAGES if args.tiny else IMAGES
+    overrides = [f"--config.data.dir={data}", f"--config.seed={args.seed}"]
+    print(f"1/4 data: {images:,} rendered pictures with 5 captions each in {data}", flush=True)
+    scenes.make(data, images, args.seed)
+    print(f"2/4 train: xmodal train --config {spec} --workdir {workdir} {' '.join(overrides)}", flush=True)
+    trainer = Trainer(configs.load(spec, overrides), workdir)
+    try:
+        code = trainer.run()
+    finally:
+        trainer.checkpoints.close()
+    if code:
+        return code
+    print("3/4 evaluate on test", flush=True)
+    trained = time.monotonic() - began
+    evaluate(Run(workdir), root, trained, args.seed)
+    print(f"4/4 report: {root / 'report.md'} ({clock(time.monotonic() - began)} in all)")
+    print(f"next: xmodal show {workdir}    xmodal eval --workdir {workdir} --split test --json recall.json")
+    return 0
+
+
+def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
+    """Score the test split once, print the table, draw the report from the same representations."""
+    split = run.dataset.split("test")
+    reader, captions = make_reader(split, run.config), make_captions(split, run.vocabulary, run.config)
+    step = run.checkpoints.best()
+    variables, weights = run.variables(step)
+    images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
+    result = run.evaluator.rank_table(
+        variables, images, texts, captions, reader.count, protocol="auto", weights=weights, draws=1000
+    )
+    title = f"VSE++ with mean-loss warm-up on scenes, {reader.count:,} test images, step {step:,}"
+    table.to_screen(result, title=title, chance=True)
+    count = min(4, reader.count)
+    examples = report.retrieve(run.evaluator, variables, images, texts, captions, k=5, count=count, seed=seed)
+    curves, retrieved = root / "curves.png", root / "retrieved.png"
+    report.draw_curves(run.workdir, curves)
+    report.draw_retrieved(split, captions, *examples, retrieved)
+    facts = {
+        "config": f"`{run.workdir / 'config.json'}`",
+        "data": f"`{run.dataset.directory}`, manifest {run.dataset.manifest['sha256'][:12]}",
+        "vocabulary": f"{len(run.vocabulary):,} words",
+        "selected": f"step {step:,}, best dev rsum {run.checkpoints.rsum(step) or 0:.1f}",
+        "time to here": clock(seconds),
+        "python": sys.version.split()[0],
+    }
+    pictures = {"Learning curves": curves, "Retrieved examples": retrieved}
+    markdown = table.to_markdown(result, title=title, chance=True)
+    report.write_report(root / "report.md", title="xmodal_jax demo", table=markdown, facts=facts, pictures=pictures)
