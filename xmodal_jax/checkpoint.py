@@ -185,8 +185,8 @@ class Checkpoints:
         m, t = out["model"], out["training"]
         return TrainState(t["step"], m["params"], m["model_state"], t["opt_state"], m["ema"], t["rng"])
 
-    def restore_model(self, step: int) -> dict[str, Any]:
-        """``{"params", "ema", "model_state"}`` of a step as host arrays.
+    def restore_plain(self, step: int, item: str) -> Any:
+        """The ``model`` or ``training`` part of a step as nested dicts and lists of host arrays.
 
         Raises:
             CheckpointError: the files do not match their manifest.
@@ -194,12 +194,15 @@ class Checkpoints:
         problem = self.problem(step)
         if problem:
             raise CheckpointError(f"{self.folder}: step {step:,} cannot be used: {problem}; choose another --step.")
-        handler = ocp.StandardCheckpointer()
-        path = self.folder / str(step) / "model"
-        tree: Any = handler.metadata(path).item_metadata
-        tree = tree.tree
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-        return {"ema": {}, "model_state": {}, **handler.restore(path, like)}
+        reader = ocp.StandardCheckpointer()
+        path = self.folder / str(step) / item
+        metadata: Any = reader.metadata(path).item_metadata
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
+        return reader.restore(path, like)
+
+    def restore_model(self, step: int) -> dict[str, Any]:
+        """``{"params", "ema", "model_state"}`` of a step; see :meth:`restore_plain`."""
+        return {"ema": {}, "model_state": {}, **self.restore_plain(step, "model")}
 
     def close(self) -> None:
         """Finish what is under way and release threads."""

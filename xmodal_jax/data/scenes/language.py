@@ -131,8 +131,8 @@ class Writer:
     def thing(self, i: int, article: str = "") -> Phrase:
         """A noun phrase for object ``i``: some of its attributes, before or behind the noun."""
         thing = self.things[i]
-        colour, texture = self.chance(0.8), self.chance(0.1 if thing.texture == "plain" else 0.5)
-        size = self.chance(0.35)
+        colour, texture = self.chance(0.92), self.chance(0.1 if thing.texture == "plain" else 0.6)
+        size = self.chance(0.4)
         colour = colour or not (texture or size)
         behind: Phrase = []
         before: list[str] = []
@@ -149,7 +149,7 @@ class Writer:
                 behind = [("in", ()), (word, (i,))]
             else:
                 before.append(word)
-        noun = self.pick(("shape", "thing", "object")) if self.chance(0.06) else self.pick(SHAPE_WORDS[thing.shape])
+        noun = self.pick(("shape", "thing", "object")) if self.chance(0.04) else self.pick(SHAPE_WORDS[thing.shape])
         words = [*before, noun]
         article = article or self.pick(("a", "a", "a", "the", "one"))
         if article == "a" and words[0][0] in "aeiou":
@@ -174,7 +174,7 @@ class Writer:
         """What is said, before spelling: one of eight kinds of sentence."""
         order = [int(i) for i in self.rng.permutation(len(self.things))]
         a, b = order[:2]
-        kind = int(self.rng.choice(8, p=(0.3, 0.15, 0.15, 0.1, 0.1, 0.08, 0.06, 0.06)))
+        kind = int(self.rng.choice(8, p=(0.35, 0.18, 0.17, 0.1, 0.1, 0.03, 0.02, 0.05)))
         if kind == 0:
             return self.thing(a) + self.pick_relation(a, b) + self.thing(b)
         if kind == 1 and len(order) > 2:

@@ -127,7 +127,7 @@ def match_keys(names: list[str], entries: list[Entry], where: str) -> list[int |
 
     One kind for all, because an `imgid` of one image can equal the `cocoid` of another.
     """
-    place = {name: index for index, name in reversed(list(enumerate(names)))}
+    place = {name: index for index, name in enumerate(names)}
     kinds = ("cocoid", "filename", "stem", "path", "imgid")
     hits = {kind: sum(entry.keys.get(kind) in place for entry in entries) for kind in kinds}
     kind = max(kinds, key=lambda kind: hits[kind])

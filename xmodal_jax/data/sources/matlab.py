@@ -36,8 +36,6 @@ def load_matrix(path: Path, name: str) -> np.ndarray:
         while start + 8 <= size:
             file.seek(start)
             kind, length = struct.unpack("<II", file.read(8))
-            if start + 8 + length > size:
-                raise DataError(f"{path}: cut short, or damaged.")
             unpacker = zlib.decompressobj() if kind == COMPRESSED else None
             try:
                 head = unpacker.decompress(file.read(length), PEEK)[8:] if unpacker else file.read(min(length, PEEK))

@@ -1,0 +1,133 @@
+"""Checkpoints: what is kept, what a flipped bit does, warm start, a full disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xmodal_jax.checkpoint import Checkpoints, warm_start
+from xmodal_jax.errors import CheckpointError
+from xmodal_jax.step import TrainState
+
+PARAMS = {"a": {"kernel": jnp.arange(4.0)}, "embed": jnp.ones((2, 3))}
+
+
+def state(step, params=PARAMS):
+    return TrainState(
+        jnp.int32(step), params, {}, optax.adam(0.1).init(params), {}, jax.random.key_data(jax.random.key(7))
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, rsum in enumerate([5.0, 9.0, 3.0, None, 2.0], start=1):
+        checkpoints.save(state(step), None if rsum is None else {"rsum": rsum})
+    checkpoints.wait()
+    yield checkpoints
+    checkpoints.close()
+
+
+def files(checkpoints, step):
+    return [p for p in (checkpoints.folder / str(step)).rglob("*") if p.is_file() and p.stat().st_size]
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_last_two_and_the_best_are_kept(saved):
+    assert saved.steps() == [2, 4, 5]
+    assert saved.best() == 2
+    assert saved.rsum(4) is None
+    assert sorted(int(p.stem) for p in saved.manifests.glob("*.json")) == [2, 4, 5]
+
+
+def test_the_whole_state_comes_back(saved):
+    back = saved.restore_training(5, jax.tree.map(jnp.zeros_like, state(0)))
+    jax.tree.map(np.testing.assert_array_equal, back, state(5))
+    jax.tree.map(np.testing.assert_array_equal, saved.restore_model(5)["params"], PARAMS)
+
+
+def test_a_flipped_bit_anywhere_is_found_and_the_step_before_is_used(saved, capsys):
+    random = np.random.default_rng(0)
+    for path in files(saved, 5):
+        original = path.read_bytes()
+        flip(path, int(random.integers(1 << 30)))
+        assert path.name in str(saved.problem(5))
+        with pytest.raises(CheckpointError, match="step 5 cannot be used"):
+            saved.restore_model(5)
+        path.write_bytes(original)
+    assert saved.problem(5) is None
+    flip(files(saved, 5)[0], 3)
+    assert saved.latest_good() == 4
+    assert "step 5 is not used" in capsys.readouterr().err
+    assert saved.steps() == [2, 4]
+
+
+def test_a_step_without_a_manifest_does_not_count(saved):
+    (saved.manifests / "5.json").unlink()
+    assert saved.steps() == [2, 4]
+    assert saved.latest_good() == 4
+
+
+def test_an_empty_folder_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoints yet"):
+        Checkpoints(tmp_path, read_only=True)
+
+
+def test_warm_start_takes_what_fits_and_lists_what_does_not():
+    source = {"a": {"kernel": np.full(4, 2.0)}, "embed": np.zeros((5, 3))}
+    started = warm_start(PARAMS, source, skip=("embed",))
+    np.testing.assert_array_equal(started["a"]["kernel"], np.full(4, 2.0))
+    np.testing.assert_array_equal(started["embed"], PARAMS["embed"])
+    with pytest.raises(CheckpointError, match=r"embed: \[5, 3\] in the checkpoint, \[2, 3\] here"):
+        warm_start(PARAMS, source)
+    with pytest.raises(CheckpointError, match="embed: not in the checkpoint"):
+        warm_start(PARAMS, {"a": source["a"]})
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, {tests!r})
+import jax.numpy as jnp
+from pathlib import Path
+from test_checkpoint import state
+from xmodal_jax.checkpoint import Checkpoints
+from xmodal_jax.errors import CheckpointError
+
+checkpoints = Checkpoints(Path({folder!r}))
+checkpoints.save(state(1))
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # larger files fail, as on a full disk
+import numpy as np
+big = dict(noise=jnp.asarray(np.random.default_rng(0).random(500_000)))
+try:
+    checkpoints.save(state(2, big))
+    checkpoints.wait()
+except CheckpointError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_step(tmp_path):
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 4, done.stderr[-2000:]
+    assert "Saving step 2" in done.stdout
+    assert "step 1 is the last good one" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("2")] == []
+    reopened = Checkpoints(tmp_path)
+    assert reopened.latest_good() == 1
+    jax.tree.map(np.testing.assert_array_equal, reopened.restore_training(1, state(0)), state(1))
+    reopened.close()

@@ -1,0 +1,102 @@
+"""Configs: finding, overriding, saving, comparing, stages; every refusal says what to do."""
+
+import subprocess
+import sys
+
+import pytest
+
+from xmodal_jax import config as configs
+from xmodal_jax.errors import CheckpointError, UsageError
+
+
+def test_overrides_are_typed():
+    config = configs.load(
+        "vse.py:vsepp,f8k,tiny",
+        ["--config.optim.lr=1e-3", "--config.data.lengths=(8,16)", "--config.loss.mask_same_image=True"],
+    )
+    assert config.optim.lr == 1e-3
+    assert list(config.data.lengths) == [8, 16]
+    assert config.loss.mask_same_image is True
+    assert config.data.dir == "data/f8k"
+    assert config.model.embed_dim == 32
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.lr=1", 'No config key "lr". Did you mean "optim.lr"?'),
+        ("--config.optim.lrr=1", 'Did you mean "optim.lr"?'),
+        ("--config.optim.lr=fast", "could not convert"),
+        ("--config.optim=1", "is a group"),
+        ("--config.optim.lr", "overrides look like"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(UsageError) as caught:
+        configs.load("vse.py", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("spec", "message"), [("vsee.py", "the package has vse.py"), ("vse.py:scan", '"scan"')])
+def test_bad_names(spec, message):
+    with pytest.raises(UsageError) as caught:
+        configs.load(spec)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_readme_way_to_name_a_config():
+    assert configs.flatten(configs.load("configs/vse.py:uvs")) == configs.flatten(configs.load("vse.py:uvs"))
+
+
+def test_saved_config_is_read_back_and_compared(tmp_path):
+    config = configs.load("vse.py:vse0,tiny")
+    configs.save(config, tmp_path / "config.json")
+    again = configs.read(tmp_path)
+    assert configs.flatten(again) == configs.flatten(config)
+    configs.check_same(again, config, tmp_path)
+    free = configs.load("vse.py:vse0,tiny", ["--config.parallel=pmap", "--config.log.every_steps=1"])
+    configs.check_same(again, free, tmp_path)
+    other = configs.load("vse.py:vse0,tiny", ["--config.optim.lr=0.5"])
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.0002 there, 0.5 here"):
+        configs.check_same(again, other, tmp_path)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        configs.read(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        configs.read(tmp_path)
+
+
+def test_stages_override_the_rest():
+    config = configs.load("vse.py")
+    config.stages = ({"epochs": 1.0}, {"epochs": 2.0, "optim": {"lr": 1e-5}, "keep_optimiser": True})
+    first, second = configs.stages(config)
+    assert (first.epochs, first.optim.lr, first.keep_optimiser) == (1.0, 2e-4, False)
+    assert (second.epochs, second.optim.lr, second.keep_optimiser) == (2.0, 1e-5, True)
+    assert second.optim.b1 == 0.9
+    config.stages = ({"optim": {"rate": 1.0}},)
+    with pytest.raises(UsageError, match=r"optim\.rate"):
+        configs.stages(config)
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["train", "--help"], ["data", "import", "--help"], ["eval", "--help"], ["demo", "--help"]]
+)
+def test_help_imports_nothing_heavy(argv):
+    code = (
+        "import sys; from xmodal_jax import cli\n"
+        f"try: cli.run({argv!r})\nexcept SystemExit as end: assert end.code == 0\n"
+        "heavy = {'jax', 'flax', 'tensorflow'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes" in done.stdout
+
+
+def test_importing_the_package_and_its_core_leaves_tensorflow_alone():
+    code = (
+        "import sys, xmodal_jax, xmodal_jax.train, xmodal_jax.evaluate, xmodal_jax.step, xmodal_jax.models.vse\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,303 @@
+"""The two launch commands, the pins, and the wheel: what it holds and that it works outside the repository."""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from xmodal_jax import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONSTRAINTS = (ROOT / "launch" / "constraints.txt").read_text(encoding="ascii").splitlines()
+MACHINES = {
+    "linux": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"},
+    "arm": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64", "os_name": "posix"},
+    "mac": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
+}
+
+
+def test_constraints_are_versions_and_markers_only():
+    for line in CONSTRAINTS:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [a-zA-Z_0-9 '<>=!.()]+)?", line), line
+    names = [line.partition("==")[0] for line in CONSTRAINTS]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_every_range_has_one_pin_that_fits(python, machine):
+    environment = {"python_version": python, "python_full_version": f"{python}.1", "extra": "", **MACHINES[machine]}
+    pins: dict[str, str] = {}
+    for line in map(Requirement, CONSTRAINTS):
+        if line.marker is None or line.marker.evaluate(environment):
+            name = canonicalize_name(line.name)
+            assert name not in pins, f"two pins of {name}"
+            pins[name] = str(line.specifier).removeprefix("==")
+    wanted = [
+        *PROJECT["dependencies"],
+        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+    ]
+    for requirement in map(Requirement, wanted):
+        name = canonicalize_name(requirement.name)
+        if name != "xmodal-jax" and (requirement.marker is None or requirement.marker.evaluate(environment)):
+            assert requirement.specifier.contains(pins[name]), requirement
+
+
+def test_one_version_and_licence_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in citation and PROJECT["version"] == __version__
+    assert "\nlicense: Apache-2.0\n" in citation and PROJECT["license"] == "Apache-2.0"
+    # The text as the Apache Software Foundation publishes it, to the byte.
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def write_script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def bash(command: str, *, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [shutil.which("bash") or "bash", "-c", command],
+        cwd=cwd,
+        env={**os.environ, "PYTHON": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def tools(tmp_path) -> Path:
+    """A folder that as PATH holds nothing but what the launch scripts may count on."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("dirname", "cat", "rm", "env", "bash", "sh"):
+        (folder / tool).symlink_to(shutil.which(tool) or tool)
+    return folder
+
+
+FIND = ". launch/common.sh; find_python"
+REAL = f'exec {shlex.quote(sys.executable)} "$@"'
+
+
+def test_python_is_found_behind_broken_names(tools, tmp_path):
+    write_script(tools / "python3.12", "exit 127")  # a version manager's shim of a version that is not chosen
+    write_script(tools / "python3", REAL)
+    assert bash(FIND, PATH=str(tools)).stdout == "python3\n"
+    write_script(tools / "python3.11", REAL)
+    assert bash(FIND, PATH=str(tools)).stdout == "python3.11\n"
+    named = write_script(tmp_path / "my python", REAL)
+    assert bash(FIND, PATH=str(tools), PYTHON=str(named)).stdout == f"{named}\n"
+
+
+def test_no_python_is_one_sentence(tools):
+    write_script(tools / "python3", "exit 1")  # too old: the version check fails
+    write_script(tools / "python", f'case "$2" in *ensurepip*) exit 1;; *) {REAL};; esac')  # without venv
+    done = bash(FIND, PATH=str(tools))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("launch: no Python 3.11 or 3.12 with its venv module was found; install one")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the scripts, in a path with spaces, whose .venv only records what it is asked to run."""
+    folder = tmp_path / "a checkout" / "x y"
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    shutil.copytree(ROOT / ".ci", folder / ".ci")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    log = shlex.quote(str(tmp_path / "calls"))
+    record = f'printf "%s|" "$PWD" "$@" >> {log}; echo >> {log}'
+    python = f"""case "$1 $2 $3" in
+"-m pip --version") ;;
+-m*) {record}; [ "$2" != "$FAIL" ];;
+*) {REAL};;
+esac"""
+    write_script(folder / ".venv/bin/python", python)
+    write_script(folder / ".venv/bin/xmodal", record)
+    return folder
+
+
+def calls(checkout: Path) -> list[list[str]]:
+    """The recorded commands, each as [folder, argument, ...], and forget them."""
+    path = checkout.parent.parent / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [line.removesuffix("|").split("|") for line in lines]
+
+
+def test_packages_are_installed_once(checkout):
+    def prepare(extra: str) -> list[list[str]]:
+        done = bash(f"set -eu; . launch/common.sh; prepare {extra}", cwd=checkout)
+        assert done.returncode == 0, done.stderr
+        return calls(checkout)
+
+    def install(extra: str) -> list[list[str]]:
+        pip = ["-m", "pip", "install", "--disable-pip-version-check"]
+        return [[str(checkout), *pip, "-c", "launch/constraints.txt", "-e", f".[{extra}]"]]
+
+    assert prepare("train") == install("train")
+    assert prepare("train") == []
+    assert prepare("dev") == install("dev")
+    with (checkout / "launch" / "constraints.txt").open("a") as file:
+        file.write("other==1\n")
+    assert prepare("dev") == install("dev")
+    assert prepare("train") == []  # the dev extra holds the train extra
+    moved = checkout.with_name("moved")
+    checkout.rename(moved)
+    checkout = moved
+    assert prepare("dev") == install("dev")
+
+
+def test_failed_installation_is_tried_again(checkout):
+    command = "set -eu; . launch/common.sh; prepare train"
+    done = bash(command, cwd=checkout, FAIL="pip")
+    assert done.returncode == 1 and "run the same command again" in done.stderr
+    assert len(calls(checkout)) == 1
+    assert bash(command, cwd=checkout).returncode == 0
+    assert len(calls(checkout)) == 1
+
+
+def test_foreign_environment_is_left_alone(checkout):
+    write_script(checkout / ".venv/bin/python", 'case "$1" in -V) echo Python 3.9.1;; *) [ "$2" = "" ];; esac')
+    done = bash("bash launch/test.sh", cwd=checkout)
+    assert done.returncode == 1 and "holds Python 3.9.1, but 3.11 or 3.12 is needed; remove" in done.stderr
+
+
+def test_broken_environment_is_made_again(checkout, tools):
+    write_script(checkout / ".venv/bin/python", "exit 1")
+    write_script(tools / "python3", f'[ "$2" = venv ] || {REAL}; echo made "$@"; exit 1')
+    done = bash(f". {shlex.quote(str(checkout))}/launch/common.sh; make_environment", PATH=str(tools))
+    assert f"made -m venv --clear {checkout}/.venv" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["launch/test.sh", ".ci/run"])
+def test_test_command_runs_every_check(checkout, tmp_path, script):
+    command = f"{shlex.quote(str(checkout / script))} -q -k 'a and b'"
+    if script.endswith(".sh"):
+        command = f"bash {command}"
+    done = bash(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (_, *pip), *checks = calls(checkout)
+    assert pip[-1] == ".[dev]"
+    assert {folder for folder, *_ in checks} == {str(checkout)}
+    assert [check[1:] for check in checks] == [
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "pyright", "--pythonpath", f"{checkout}/.venv/bin/python"],
+        ["-m", "pytest", "-q", "-k", "a and b"],
+    ]
+    assert bash(command, cwd=tmp_path, FAIL="pyright").returncode == 1
+    assert [check[2] for check in calls(checkout)] == ["ruff", "ruff", "pyright"]
+
+
+def test_demo_command_runs_where_it_is_called(checkout, tmp_path):
+    done = bash(f"bash {shlex.quote(str(checkout))}/launch/demo.sh --tiny --workdir 'my demo'", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pip, demo = calls(checkout)
+    assert pip[-1] == ".[train]"
+    assert demo == [str(tmp_path), "demo", "--tiny", "--workdir", "my demo"]
+
+
+def sources(folder: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).rglob("*.py")
+        if "__pycache__" not in path.parts  # the only thing there that git does not hold
+    }
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory) -> tuple[Path, Path]:
+    """The sdist, and the wheel built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel_hold_the_sources_and_no_more(distributions):
+    sdist, wheel = distributions
+    assert wheel.name == f"xmodal_jax-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        records = {name.rpartition(".dist-info/")[2] for name in archive.namelist() if ".dist-info/" in name}
+        packed = {name: archive.read(name) for name in names}
+    assert {name for name in names if name.endswith(".py")} == sources("xmodal_jax") | {
+        f"xmodal_jax/{name}" for name in sources("configs")
+    }
+    assert all(name.startswith("xmodal_jax/") for name in names)
+    assert "licenses/LICENSE" in records
+    for name in sources("configs"):
+        assert packed[f"xmodal_jax/{name}"] == (ROOT / name).read_bytes()
+    with tarfile.open(sdist) as archive:
+        members = {name.partition("/")[2] for name in archive.getnames()}
+    assert members >= sources("configs") | sources("tests") | {"launch/test.sh", "launch/constraints.txt", "LICENSE"}
+    assert not [name for name in members if name.startswith((".venv", ".jax_cache", "runs", ".git/"))]
+
+
+@pytest.fixture(scope="session")
+def installed(distributions, tmp_path_factory) -> Path:
+    """Scripts folder of a fresh environment outside the repository, with the wheel installed.
+
+    Third-party packages come from the environment that runs the tests, after the new one's own: the plain path in the
+    .pth file does not bring the editable installation of the repository along.
+    """
+    environment = tmp_path_factory.mktemp("outside") / "fresh env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=120)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(distributions[1])], check=True, timeout=120)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "third_party.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return environment / "bin"
+
+
+def outside(installed: Path, *command: str, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    done = subprocess.run(
+        [str(installed / command[0]), *command[1:]],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_repository(installed, tmp_path):
+    where = outside(installed, "python", "-c", "import xmodal_jax; print(xmodal_jax.__file__)", cwd=tmp_path).stdout
+    assert Path(where).is_relative_to(installed.parent)
+    assert "doctor" in outside(installed, "xmodal", "--help", cwd=tmp_path).stdout
+    assert "\nhealthy\n" in outside(installed, "xmodal", "doctor", cwd=tmp_path).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=False, reason="demo command")
+def test_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
+    outside(installed, "xmodal", "demo", "--tiny", "--workdir", str(tmp_path / "tiny demo"), cwd=tmp_path, timeout=600)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny demo"]

@@ -1,0 +1,244 @@
+"""Whole runs through the command line: learn, stop, resume bit-equal, stages, warm start, refusals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import planted
+
+from xmodal_jax import cli, log
+from xmodal_jax.checkpoint import Checkpoints
+
+TINY = ["train", "--config", "vse.py:vsepp,tiny", "--config.model.feature=region", "--config.data.minimum_count=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return planted(tmp_path_factory.mktemp("data") / "set")
+
+
+def train(data, workdir, *options):
+    return cli.run([*TINY, f"--config.data.dir={data}", "--workdir", str(workdir), *options])
+
+
+def final(workdir):
+    """All arrays of the last checkpoint: parameters, optimiser, random numbers, step."""
+    checkpoints = Checkpoints(Path(workdir), read_only=True)
+    step = checkpoints.steps()[-1]
+    return step, {item: checkpoints.restore_plain(step, item) for item in ("model", "training")}
+
+
+def assert_bit_equal(one, two):
+    assert one[0] == two[0]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), one[1], two[1])
+
+
+def test_learns_evaluates_and_shows(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = [
+        "--config.loss.warmup_epochs=3",
+        "--config.epochs=40",
+        "--config.optim.lr=1e-2",
+        "--config.eval.every_epochs=8",
+    ]
+    assert train(data, run, *options) == 0
+    assert (run / "finished.json").is_file()
+    target = tmp_path / "table.json"
+    assert cli.run(["eval", "--workdir", str(run), "--split", "test", "--json", str(target)]) == 0
+    table = json.loads(target.read_text())
+    chance = 100 / 16
+    assert table["t2i"]["r1"] > 4 * chance
+    assert table["i2t"]["r1"] > 4 * chance
+    assert table["weights"] == "raw"
+    assert (run / "eval").is_dir()
+    lines = log.read(run / "metrics.jsonl")
+    assert {"loss", "grad_norm", "waited_s", "hardness"} <= set(lines[0])
+    assert lines[0]["hardness"] == 0.0
+    assert lines[-2]["hardness"] == 1.0
+    capsys.readouterr()
+    assert cli.run(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "optim.lr = 0.01" in shown
+    assert "best dev rsum" in shown
+
+
+def test_the_same_command_again_changes_nothing(data, tmp_path):
+    assert train(data, tmp_path / "run") == 0
+    before = final(tmp_path / "run")
+    assert train(data, tmp_path / "run") == 0
+    assert_bit_equal(before, final(tmp_path / "run"))
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, monkeypatch, capsys):
+    assert train(data, tmp_path / "whole", "--config.steps=12") == 0
+    seen = log.CollapseDetector.see
+
+    def interrupt(self, step, metrics):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen(self, step, metrics)
+
+    monkeypatch.setattr(log.CollapseDetector, "see", interrupt)
+    assert train(data, tmp_path / "run", "--config.steps=12") == 75
+    monkeypatch.setattr(log.CollapseDetector, "see", seen)
+    capsys.readouterr()
+    assert train(data, tmp_path / "run", "--config.steps=12") == 0
+    assert "nothing repeated, nothing skipped" in capsys.readouterr().out
+    assert_bit_equal(final(tmp_path / "whole"), final(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_killed_at_three_random_steps_it_ends_bit_equal(data, tmp_path):
+    options = [
+        "--config.steps=90",
+        "--config.checkpoint.every_steps=6",
+        "--config.log.every_steps=1",
+        "--config.ema=0.9",
+    ]
+    assert train(data, tmp_path / "whole", *options) == 0
+    argv = [sys.executable, "-m", "xmodal_jax", *TINY, f"--config.data.dir={data}", "--workdir", str(tmp_path / "run")]
+    rng = random.Random(0)
+    kills = 0
+    for target in sorted(rng.sample(range(5, 70), 3)):
+        process = subprocess.Popen([*argv, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None:
+            lines = log.read(metrics)
+            if lines and lines[-1]["step"] >= target:
+                process.kill()
+                kills += process.wait() == -signal.SIGKILL
+                break
+            time.sleep(0.005)
+    assert kills == 3
+    done = subprocess.run([*argv, *options], capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resumed step" in done.stdout
+    assert_bit_equal(final(tmp_path / "whole"), final(tmp_path / "run"))
+    whole, run = (log.read(tmp_path / name / "metrics.jsonl") for name in ("whole", "run"))
+    times = ("wall_s", "step_s", "waited_s")
+    plain = [[{k: v for k, v in line.items() if k not in times} for line in lines] for lines in (whole, run)]
+    assert plain[0] == plain[1]
+
+
+def test_pmap_bfloat16_and_averaging_run(data, tmp_path, capsys):
+    assert (
+        train(data, tmp_path / "run", "--config.parallel=pmap", "--config.model.dtype=bfloat16", "--config.ema=0.5")
+        == 0
+    )
+    capsys.readouterr()
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run")]) == 0
+    assert "ema" in capsys.readouterr().out.lower()
+
+
+def test_stages_freeze_and_start_the_optimiser_anew(data, tmp_path):
+    config = tmp_path / "staged.py"
+    config.write_text(
+        "from xmodal_jax import config\n"
+        "def get_config(arg=None):\n"
+        "    c = config.load('vse.py:vsepp,tiny')\n"
+        "    c.model.feature = 'region'\n"
+        "    c.data.minimum_count = 1\n"
+        "    frozen = {'match': 'image_encoder/.*', 'lr': 0.0, 'decay': 1.0}\n"
+        "    rest = {'match': '.*', 'lr': 1.0, 'decay': 1.0}\n"
+        "    c.stages = ({'steps': 4, 'optim': {'rules': (frozen, rest)}}, {'steps': 3, 'optim': {'lr': 1e-3}})\n"
+        "    c.checkpoint.keep = 9\n"
+        "    c.checkpoint.every_steps = 1\n"
+        "    return c\n"
+    )
+    run = tmp_path / "run"
+    argv = ["train", "--config", str(config), f"--config.data.dir={data}", "--workdir", str(run)]
+    assert cli.run(argv) == 0
+    checkpoints = Checkpoints(run, read_only=True)
+    first, boundary, last = (checkpoints.restore_model(step)["params"]["image_encoder"] for step in (1, 4, 7))
+    jax.tree.map(np.testing.assert_array_equal, first, boundary)
+    assert not np.array_equal(boundary["kernel"], last["kernel"])
+    adam = [checkpoints.restore_plain(step, "training") for step in (4, 5)]
+    counts = [
+        [int(x) for path, x in jax.tree_util.tree_leaves_with_path(t["opt_state"]) if "count" in str(path)]
+        for t in adam
+    ]
+    assert set(counts[0]) == {4}
+    assert set(counts[1]) == {1}
+
+
+def test_warm_start_from_another_run(data, tmp_path, capsys):
+    assert train(data, tmp_path / "first", "--config.steps=3") == 0
+    assert train(data, tmp_path / "second", f"--config.init.workdir={tmp_path / 'first'}", "--config.optim.lr=0.0") == 0
+    one, two = (Checkpoints(tmp_path / name, read_only=True) for name in ("first", "second"))
+    jax.tree.map(
+        np.testing.assert_array_equal, one.restore_model(3)["params"], two.restore_model(two.steps()[-1])["params"]
+    )
+    capsys.readouterr()
+    wide = [f"--config.init.workdir={tmp_path / 'first'}", "--config.model.embed_dim=40"]
+    assert train(data, tmp_path / "third", *wide) == 4
+    assert "in the checkpoint" in capsys.readouterr().err
+
+
+def test_refusals_are_one_sentence_with_their_code(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--config.steps=2") == 0
+    other = planted(tmp_path / "other", seed=5)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("not a run")
+    cases = [
+        (lambda: train(data, tmp_path / "run", "--config.steps=3"), 4, "holds a run of another config (steps: 2"),
+        (lambda: train(other, tmp_path / "run", "--config.steps=2"), 3, "has changed since"),
+        (lambda: train(data, tmp_path / "full"), 4, "not a run folder"),
+        (lambda: train(tmp_path / "nowhere", tmp_path / "x"), 3, "nowhere"),
+        (lambda: train(data, tmp_path / "x", "--config.lr=1"), 2, 'Did you mean "optim.lr"?'),
+        (lambda: train(data, tmp_path / "x", "--config.model.name=vsse"), 2, 'No model "vsse"'),
+        (lambda: train(data, tmp_path / "x", "--config.model.feature=pixels"), 2, 'no feature "pixels"'),
+        (lambda: cli.run(["eval", "--workdir", str(tmp_path / "nowhere")]), 4, "not a run folder"),
+        (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--split", "tset"]), 3, 'Did you mean "test"'),
+        (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--step", "77"]), 4, "no checkpoint of step 77"),
+        (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--protocol", "fold5"]), 2, "5,000"),
+    ]
+    for call, code, words in cases:
+        capsys.readouterr()
+        assert call() == code, words
+        error = capsys.readouterr().err
+        sentence = [line for line in error.splitlines() if line.startswith("xmodal:")]
+        assert len(sentence) == 1, error
+        assert words in sentence[0]
+        assert "Traceback" not in error
+
+
+def test_features_that_turn_bad_stop_the_run_with_the_image_named(data, tmp_path, capsys, monkeypatch):
+    from xmodal_jax.data.pipeline import FeatureReader
+
+    images = FeatureReader.images
+
+    def broken(self, arrays, rows):
+        arrays = {
+            **arrays,
+            "region": arrays["region"] * np.where(rows == 7, np.nan, 1).astype(np.float16)[:, None, None],
+        }
+        return images(self, arrays, rows)
+
+    monkeypatch.setattr(FeatureReader, "images", broken)
+    assert train(data, tmp_path / "run", "--config.epochs=1") == 5
+    assert "is not finite" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "finished.json").exists()
+
+
+def test_collapse_is_warned_about_and_then_stops(tmp_path, data, capsys):
+    flat = ["--config.optim.lr=0.0", "--config.collapse.warn_steps=2", "--config.collapse.stop_steps=4"]
+    # A margin this wide makes every hinge 2 * margin to within a thousandth, whatever the scores.
+    assert train(data, tmp_path / "run", *flat, "--config.loss.margin=5000.0") == 5
+    error = capsys.readouterr().err
+    assert "warning: Loss has been within 0.1 % of 2 * margin a pair for 2 steps" in error
+    assert "--config.loss.warmup_epochs=1" in error
+
+
+def test_watch_ends_with_the_run(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--config.steps=2") == 0
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--watch", "--interval", "0.1"]) == 0
+    assert (tmp_path / "run" / "eval" / "test-2.json").is_file()
