@@ -109,7 +109,7 @@ def gru(reverse: bool, projected: Any, mask: Any, matrix: Any, bias: Any) -> Any
         return gru_loop(reverse, projected, mask, matrix, bias)
     parts = projected.reshape(words, captions // GROUPS, GROUPS, -1)
     masks = mask.reshape(words, captions // GROUPS, GROUPS)
-    states = [gru_loop(reverse, parts[:, :, g], masks[:, :, g], matrix, bias) for g in range(GROUPS)]
+    states: Any = [gru_loop(reverse, parts[:, :, g], masks[:, :, g], matrix, bias) for g in range(GROUPS)]
     return jnp.stack(states, axis=2).reshape(words, captions, -1)
 
 

@@ -174,7 +174,7 @@ class Writer:
         """What is said, before spelling: one of eight kinds of sentence."""
         order = [int(i) for i in self.rng.permutation(len(self.things))]
         a, b = order[:2]
-        kind = int(self.rng.choice(8, p=(0.35, 0.18, 0.17, 0.1, 0.1, 0.03, 0.02, 0.05)))
+        kind = int(self.rng.choice(8, p=(0.35, 0.25, 0.2, 0.1, 0.05, 0.02, 0.01, 0.02)))
         if kind == 0:
             return self.thing(a) + self.pick_relation(a, b) + self.thing(b)
         if kind == 1 and len(order) > 2:
