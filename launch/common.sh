@@ -50,7 +50,7 @@ print(digest.hexdigest())' "$root")
       return
     fi
   done
-  say "installing xmodal_jax[$extra] with the pinned versions; this takes minutes and about 2.5 GB the first time"
+  say "installing xmodal_jax[$extra] with the pinned versions; this takes minutes and 3 GB of disk the first time"
   rm -f "$venv/.installed-$extra"
   (cd "$root" && "$python" -m pip install --disable-pip-version-check -c launch/constraints.txt -e ".[$extra]" >&2) ||
     fail "the installation failed (see above); run the same command again to go on"

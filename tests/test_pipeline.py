@@ -69,14 +69,6 @@ def test_hosts_together_read_the_global_batch(dataset, vocabulary, hosts):
     np.testing.assert_array_equal(joined, whole.image.feature["global"])
 
 
-def test_every_fourth_caption_is_of_like_length(dataset, vocabulary):
-    pipeline = make(dataset, vocabulary, batch_size=16)
-    _, caption, _ = pipeline.plan(0)
-    groups = pipeline.captions.lengths[caption].reshape(-1, 4)
-    for g in range(3):
-        assert groups[:, g].min() >= groups[:, g + 1].max()
-
-
 def test_evaluation_sees_every_item_once(dataset, vocabulary):
     split = dataset.split("test")
     captions = Captions(split.captions, vocabulary, (6, 9))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.layers.recurrent import GROUPS, GRU, gru, last_state
+from xmodal_jax.layers.recurrent import GRU, last_state
 from xmodal_jax.layers.text import GRUText
 
 
@@ -51,19 +51,6 @@ def test_states_and_gradients_equal_the_plain_loop(inputs, reverse):
     two, expected = jax.value_and_grad(reference, argnums=(0, 1))(params, words)
     assert float(one) == pytest.approx(float(two), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_groups_do_not_change_the_answer(reverse):
-    random = np.random.default_rng(0)
-    captions, words, size = 2 * GROUPS, 5, 3
-    projected = jnp.asarray(random.normal(size=(words, captions, 3 * size)), jnp.float32)
-    mask = jnp.arange(words)[:, None] < jnp.asarray(random.integers(0, words + 1, captions))
-    matrix = jnp.asarray(random.normal(size=(size, 3 * size)), jnp.float32)
-    grouped = gru(reverse, projected, mask, matrix, jnp.zeros(3 * size))
-    one_by_one = [gru(reverse, projected[:, [c]], mask[:, [c]], matrix, jnp.zeros(3 * size)) for c in range(captions)]
-    whole = jnp.concatenate(one_by_one, axis=1)
-    np.testing.assert_allclose(jnp.where(mask[..., None], grouped - whole, 0), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -41,7 +41,7 @@ def base(data: str) -> Config:
             "sampler": "captions",
             "captions_per_image": 1,
             "drop_last": False,
-            "lengths": (12, 16, 24, 32, 64),  # static caption lengths; longer captions are cut
+            "lengths": (16, 24, 32, 64),  # static caption lengths, a compilation each; longer captions are cut
             "minimum_count": 4,
             "boxes": False,
             "dev_images": 1000,  # the originals select on the first 1,000 dev images; 0 = all

@@ -16,7 +16,6 @@ from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.records import Split
 from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import DataError, UsageError, require
-from xmodal_jax.layers.recurrent import GROUPS
 from xmodal_jax.types import Batch, Images, Texts
 
 
@@ -45,12 +44,6 @@ class Captions:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    def deal(self, caption: np.ndarray) -> np.ndarray:
-        """An order of captions [C] in which every GROUPS-th one is of like length (see `layers.recurrent.gru`)."""
-        length = np.where(caption >= 0, self.lengths[caption], 0)
-        order = np.argsort(-length, kind="stable")
-        return order.reshape(GROUPS, -1).T.reshape(-1) if len(order) % GROUPS == 0 else order
 
     def texts(self, caption: np.ndarray, row: np.ndarray, width: int | None = None) -> Texts:
         """Captions [C] (-1 is padding), padded to the smallest static length that holds them all."""
@@ -191,11 +184,7 @@ class TrainPipeline:
         """Global image rows [B], captions [C] and the captions' image rows [C] of a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
         order = self.sampler.epoch(epoch)
-        image, caption = order.image[index], order.caption[index]
-        if len(image) == len(caption):
-            dealt = self.captions.deal(caption)
-            image, caption = image[dealt], caption[dealt]
-        return image, caption, order.row
+        return order.image[index], order.caption[index], order.row
 
     def host_rows(self, items: np.ndarray) -> np.ndarray:
         share = len(items) // self.process_count

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-GROUPS = 4  # captions i, i + GROUPS, ... share a loop that ends with their longest one
-
 
 def uniform(scale: float) -> nn.initializers.Initializer:
     """U(-scale, scale)."""
@@ -23,7 +21,7 @@ def _dot(x: Any, matrix: Any) -> Any:
 
 
 def _steps(mask: Any) -> Any:
-    """Words that any caption of the group still has; the loops end there."""
+    """Words of the longest caption; the loops end there."""
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[0] + 1)[:, None], 0))
 
 
@@ -98,21 +96,6 @@ def gru_loop(
 gru_loop.defvjp(_forward, _backward)
 
 
-def gru(reverse: bool, projected: Any, mask: Any, matrix: Any, bias: Any) -> Any:
-    """:func:`gru_loop` in groups of every ``GROUPS``-th caption, each as long as its own longest caption.
-
-    The training pipeline deals captions out by length so that a group's lengths are alike; strided groups keep every
-    device's share of a batch equal. The answer does not depend on the grouping.
-    """
-    words, captions = projected.shape[:2]
-    if captions % GROUPS:
-        return gru_loop(reverse, projected, mask, matrix, bias)
-    parts = projected.reshape(words, captions // GROUPS, GROUPS, -1)
-    masks = mask.reshape(words, captions // GROUPS, GROUPS)
-    states: Any = [gru_loop(reverse, parts[:, :, g], masks[:, :, g], matrix, bias) for g in range(GROUPS)]
-    return jnp.stack(states, axis=2).reshape(words, captions, -1)
-
-
 class GRU(nn.Module):
     """One direction of a GRU, words [C, W, F] to states [C, W, H]; padding may only follow the words.
 
@@ -132,14 +115,10 @@ class GRU(nn.Module):
         bias_in = self.param("input_bias", init, (3 * self.size,))
         matrix = self.param("recurrent", init, (self.size, 3 * self.size))
         bias = self.param("recurrent_bias", init, (3 * self.size,))
-        projected = jnp.einsum(
-            "cwf,fg->wcg",
-            words.astype(self.dtype),
-            matrix_in.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        # Time-major before the product: transposing its input moves less than transposing its output.
+        projected = _dot(jnp.swapaxes(words, 0, 1), matrix_in.astype(self.dtype)) + bias_in
         real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
-        states = gru(self.reverse, projected + bias_in, real, matrix.astype(self.dtype), bias)
+        states = gru_loop(self.reverse, projected, real, matrix.astype(self.dtype), bias)
         return jnp.swapaxes(states, 0, 1)
 
 

@@ -1,5 +1,5 @@
-"""Retrieval: ranks by counting, evaluation protocols, recall tables. NumPy only."""
+"""Retrieval: ranks by counting, evaluation protocols, recall tables."""
 
-from xmodal_jax.retrieval.rank import ranks
+from xmodal_jax.retrieval.rank import blocked_ranks, ranks
 
-__all__ = ["ranks"]
+__all__ = ["blocked_ranks", "ranks"]

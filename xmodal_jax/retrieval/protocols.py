@@ -1,4 +1,4 @@
-"""Which images are ranked together: the whole split, or five folds of 1,000 images as on COCO."""
+"""Which images are ranked together: the whole split, or COCO's five folds of 1,000 images."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import numpy as np
 
 from xmodal_jax.errors import UsageError
 
-FOLDS, FOLD = 5, 1000
+FOLDS = 5
 
 
-def choose(protocol: str, n_images: int) -> tuple[list[np.ndarray], str]:
-    """Image rows of every gallery to rank, and a sentence that says what was chosen and why.
+def choose(protocol: str, n_images: int, *, fold: int = 1000) -> tuple[list[np.ndarray], str]:
+    """The image indices of each fold, in order, and a sentence on what was chosen and why.
 
-    ``fold5`` is the mean over five consecutive folds of 1,000 images with their own captions (COCO "1K"); ``full``
-    ranks the whole split (COCO "5K"); ``auto`` takes fold5 exactly when the split has 5,000 images.
+    ``full`` is one fold of all images. ``fold5`` is "COCO 1K" as VSE++ and its followers report it: five consecutive
+    folds of ``fold`` images, each with its own captions, whose metrics are averaged. ``auto`` takes ``fold5`` exactly
+    where the split has five folds of images.
 
     Raises:
-        UsageError: fold5 on a split of another size, or an unknown protocol.
+        UsageError: an unknown protocol, or ``fold5`` on a split of another size.
     """
-    everything = [np.arange(n_images)]
-    needed = FOLDS * FOLD
-    folds = [np.arange(start, start + FOLD) for start in range(0, needed, FOLD)]
-    if protocol == "full":
-        return everything, f"full: all {n_images:,} images ranked together, as asked"
+    needed = FOLDS * fold
+    if protocol not in ("auto", "full", "fold5"):
+        raise UsageError(f'No protocol "{protocol}"; choose auto, full or fold5.')
+    if protocol == "fold5" and n_images != needed:
+        raise UsageError(
+            f"Protocol fold5 needs exactly {needed:,} images ({FOLDS} folds of {fold:,}), this split has {n_images:,}; "
+            "use full, or another split."
+        )
+    asked = "as asked"
+    if protocol == "auto":
+        protocol = "fold5" if n_images == needed else "full"
+        asked = f"auto, which takes five folds exactly where a split has {needed:,} images"
     if protocol == "fold5":
-        if n_images != needed:
-            raise UsageError(f"fold5 needs {needed:,} images, this split has {n_images:,}; use --protocol full.")
-        return folds, f"fold5: mean over {FOLDS} folds of {FOLD:,} images, as asked"
-    if protocol != "auto":
-        raise UsageError(f'No protocol "{protocol}"; there are auto, full, fold5.')
-    if n_images == needed:
-        return folds, f"fold5: mean over {FOLDS} folds of {FOLD:,} images, chosen because the split has {needed:,}"
-    return everything, f"full: all {n_images:,} images ranked together, chosen because the split is not of {needed:,}"
+        folds = list(np.arange(n_images).reshape(FOLDS, fold))
+        return folds, f"fold5: mean over {FOLDS} consecutive folds of {fold:,} images ({asked})"
+    return [np.arange(n_images)], f"full: all {n_images:,} images ranked together ({asked})"

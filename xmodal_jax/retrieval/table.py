@@ -1,19 +1,22 @@
-"""The recall table of the papers: R@1, R@5, R@10, median and mean rank both ways, their sum and mean, intervals."""
+"""The papers' recall table from ranks, with bootstrap intervals and the row of a random ranking."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import comb
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-KS = (1, 5, 10)
-TIES = "a tie counts against the model"
+CUTS = (1, 5, 10)
+TIES = "a tie counts against the query"
 
 
 class Recall(NamedTuple):
-    """One direction: recalls in per cent, median and mean rank counted from 1."""
+    """One direction: recall at 1, 5 and 10 in percent, median and mean rank counted from 1.
+
+    As in `evaluation.py` of VSE++ (Faghri et al., BMVC 2018), ``medr = floor(median) + 1`` of ranks from 0; the mean
+    over folds may lie between integers.
+    """
 
     r1: float
     r5: float
@@ -23,170 +26,190 @@ class Recall(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Both directions and what was ranked how. ``intervals`` maps "i2t_r1" ... "rsum" to 95 % bootstrap intervals."""
+    """Recall both ways, and what it was measured on."""
 
-    i2t: Recall
+    i2t: Recall  # image query, ranks captions
     t2i: Recall
-    n_images: int
-    n_captions: int
-    protocol: str
-    weights: str
-    intervals: dict[str, tuple[float, float]]
-    chance: tuple[Recall, Recall]
-
-    @property
-    def rsum(self) -> float:
-        """Sum of the six recalls."""
-        return float(sum(self.i2t[:3]) + sum(self.t2i[:3]))
-
-    @property
-    def mr(self) -> float:
-        """Mean of the six recalls."""
-        return self.rsum / 6
-
-    def sides(self) -> list[tuple[str, Recall]]:
-        """("i2t", ...), ("t2i", ...)."""
-        return [("i2t", self.i2t), ("t2i", self.t2i)]
+    rsum: float  # sum of the six recalls
+    mr: float  # their mean
+    images: int
+    captions: int
+    protocol: str  # which images were ranked together, and why
+    weights: str  # "raw" or "ema"
+    folds: tuple[tuple[Recall, Recall], ...]
+    chance: tuple[Recall, Recall]  # expected of a random ranking
+    interval: Mapping[str, tuple[float, float]]  # 95 %: "i2t.r1" ... "t2i.r10", "rsum", "mr"; empty without draws
+    draws: int
 
 
 def recall(ranks: np.ndarray) -> Recall:
-    """Recall of 0-based ranks; the median is floored as in the code of VSE++ and SCAN."""
-    r1, r5, r10 = (100.0 * float(np.mean(ranks < k)) for k in KS)
+    """Metrics of 0-based ranks [N]."""
+    r1, r5, r10 = (100 * float(np.mean(ranks < cut)) for cut in CUTS)
     return Recall(r1, r5, r10, float(np.floor(np.median(ranks)) + 1), float(np.mean(ranks) + 1))
 
 
-def chance(row: np.ndarray, n_images: int) -> tuple[Recall, Recall]:
-    """Expected recalls of random scores (image to text, text to image); ranks as a rule of thumb are left NaN."""
-    own, total = np.bincount(row, minlength=n_images), len(row)
-    miss = {(m, k): comb(total - m, k) / comb(total, k) if k <= total else 0.0 for m in set(own.tolist()) for k in KS}
-    i2t = [100.0 * float(np.mean([1 - miss[int(m), k] for m in own])) for k in KS]
-    t2i = [100.0 * min(1.0, k / n_images) for k in KS]
-    return Recall._make([*i2t, np.nan, np.nan]), Recall._make([*t2i, np.nan, np.nan])
+def make_table(
+    results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    protocol: str,
+    weights: str,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Table:
+    """The table of one or more folds; metrics are means over folds, each metric for itself.
+
+    Args:
+        results: a fold's i2t ranks [B], t2i ranks [C] and the caption's image ``row`` [C] in 0..B-1.
+        protocol: the sentence of :func:`xmodal_jax.retrieval.protocols.choose`.
+        weights: "raw" or "ema".
+        draws: bootstrap draws, 0 for none; ``seed`` makes them repeatable.
+    """
+    folds = tuple((recall(i2t), recall(t2i)) for i2t, t2i, _ in results)
+    i2t, t2i = _mean(folds)
+    rsum = sum(i2t[:3]) + sum(t2i[:3])
+    return Table(
+        i2t=i2t,
+        t2i=t2i,
+        rsum=rsum,
+        mr=rsum / 6,
+        images=sum(len(i2t) for i2t, _, _ in results),
+        captions=sum(len(row) for _, _, row in results),
+        protocol=protocol,
+        weights=weights,
+        folds=folds,
+        chance=_mean([chance(np.bincount(row, minlength=len(i2t))) for i2t, _, row in results]),
+        interval=bootstrap(results, draws, seed) if draws else {},
+        draws=draws,
+    )
 
 
-def _draws(i2t: np.ndarray, t2i: np.ndarray, row: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-    """Recalls of resampled image sets; ``weight`` [draws, N] says how often each image was drawn."""
-    captions = np.bincount(row, minlength=len(i2t))
-    out = {}
-    for k in KS:
-        out[f"i2t_r{k}"] = 100.0 * weight @ (i2t < k) / weight.sum(axis=1)
-        hits = np.bincount(row, weights=t2i < k, minlength=len(i2t))
-        out[f"t2i_r{k}"] = 100.0 * (weight @ hits) / (weight @ captions)
-    return out
+def _mean(folds: Sequence[tuple[Recall, Recall]]) -> tuple[Recall, Recall]:
+    i2t, t2i = np.mean(np.array(folds), axis=0).tolist()
+    return Recall(*i2t), Recall(*t2i)
 
 
 def bootstrap(
-    results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, draws: int, seed: int = 0
+    results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], draws: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals over images, resampled with their captions, within each fold."""
-    if not draws:
-        return {}
-    random = np.random.default_rng(seed)
-    folds = []
-    for i2t, t2i, row in results:
-        weight = random.multinomial(len(i2t), np.full(len(i2t), 1 / len(i2t)), size=draws).astype(np.float64)
-        folds.append(_draws(i2t, t2i, row, weight))
-    mean = {key: np.mean([fold[key] for fold in folds], axis=0) for key in folds[0]}
-    mean["rsum"] = np.sum(list(mean.values()), axis=0)
-    return {key: (float(np.percentile(x, 2.5)), float(np.percentile(x, 97.5))) for key, x in mean.items()}
+    """95 % percentile intervals of the recalls, of their sum and their mean.
 
-
-def make_table(
-    results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, protocol: str, weights: str, draws: int = 1000
-) -> Table:
-    """The table of one or more galleries; figures are means over them.
-
-    Args:
-        results: for each gallery its ranks (i2t [B], t2i [C]) and the image of each caption, row [C].
-        protocol: the sentence of :func:`xmodal_jax.retrieval.protocols.choose`.
-        weights: "raw" or "ema", which parameters were scored ("linear" for a baseline).
+    Images are drawn with replacement, each with its captions, within each fold; galleries stay as they are. So captions
+    of one image, whose ranks hang together, are not taken for independent queries.
     """
-    sides = [[recall(result[side]) for result in results] for side in (0, 1)]
-    i2t, t2i = (Recall(*np.mean(one, axis=0).tolist()) for one in sides)
-    by_chance = [chance(row, len(i2t)) for i2t, _, row in results]
-    expected = tuple(Recall(*np.mean([c[side] for c in by_chance], axis=0).tolist()) for side in (0, 1))
-    images, captions = (sum(len(result[side]) for result in results) for side in (0, 1))
-    intervals = bootstrap(results, draws=draws)
-    return Table(i2t, t2i, images, captions, protocol, weights, intervals, (expected[0], expected[1]))
+    generator = np.random.default_rng(seed)
+    recalls = np.zeros((draws, 6))
+    for i2t, t2i, row in results:
+        number = np.bincount(row, minlength=len(i2t))
+        i2t_hits = np.stack([i2t < cut for cut in CUTS], axis=1).astype(np.float64)
+        t2i_hits = np.stack([np.bincount(row, t2i < cut, len(i2t)) for cut in CUTS], axis=1)
+        for draw in range(draws):
+            times = np.bincount(generator.integers(len(i2t), size=len(i2t)), minlength=len(i2t))
+            recalls[draw, :3] += times @ i2t_hits / len(i2t)
+            recalls[draw, 3:] += times @ t2i_hits / (times @ number)
+    recalls *= 100 / len(results)
+    rsum = recalls.sum(axis=1)
+    names = [f"{way}.r{cut}" for way in ("i2t", "t2i") for cut in CUTS]
+    columns = dict(zip(names, recalls.T, strict=True)) | {"rsum": rsum, "mr": rsum / 6}
+    return {name: tuple(np.percentile(column, [2.5, 97.5]).tolist()) for name, column in columns.items()}
 
 
-def _cells(one: Recall) -> list[str]:
-    ranks = ["" if np.isnan(x) else f"{x:.{digits}f}" for x, digits in ((one.medr, 0), (one.meanr, 1))]
-    return [f"{x:.1f}" for x in one[:3]] + ranks
+def chance(number: np.ndarray) -> tuple[Recall, Recall]:
+    """Expected metrics of a random ranking, exactly; ``number`` [B] is the number of captions of each image.
+
+    An image with k of C captions has none among the first n with probability C(C-k, n) / C(C, n), and on average
+    (C-k) / (k+1) captions before its first. ``medr`` is that of all queries' ranks together.
+    """
+    captions, images = int(number.sum()), len(number)
+    one = np.ones(1, int)
+    return _chance(number, captions), _chance(one, images)
 
 
-def rows(table: Table) -> list[tuple[str, list[str]]]:
-    """(name, 12 cells): i2t R@1 R@5 R@10 Med Mean, t2i the same, rsum, mR; the result, its interval, chance."""
-    out = [("recall", [*_cells(table.i2t), *_cells(table.t2i), f"{table.rsum:.1f}", f"{table.mr:.1f}"])]
-    if table.intervals:
-        bounds = {key: f"{low:.1f}-{high:.1f}" for key, (low, high) in table.intervals.items()}
-        sides = [[*(bounds[f"{way}_r{k}"] for k in KS), "", ""] for way in ("i2t", "t2i")]
-        out.append(("95 % interval", [*sides[0], *sides[1], bounds["rsum"], ""]))
-    expected = sum(table.chance[0][:3]) + sum(table.chance[1][:3])
-    chance_cells = [*_cells(table.chance[0]), *_cells(table.chance[1]), f"{expected:.1f}", f"{expected / 6:.1f}"]
-    out.append(("chance", chance_cells))
-    return out
+def _chance(positives: np.ndarray, gallery: int) -> Recall:
+    after = np.zeros(gallery)  # after[n]: share of queries with no positive among the first n + 1
+    mean = 0.0
+    place = np.arange(gallery)
+    for k, queries in zip(*np.unique(positives, return_counts=True), strict=True):
+        share = queries / len(positives)
+        after += share * np.cumprod(np.maximum(gallery - k - place, 0) / (gallery - place))
+        mean += share * (gallery - k) / (k + 1)
+    r1, r5, r10 = (100 * float(1 - after[min(cut, gallery) - 1]) for cut in CUTS)
+    return Recall(r1, r5, r10, float(np.argmax(after <= 0.5 + 1e-12) + 1), mean + 1)
 
 
-def notes(table: Table) -> str:
-    """One line: sizes, protocol, weights, how ties count."""
-    interval = "; intervals: bootstrap over images, 1,000 draws" if table.intervals else ""
-    return (
-        f"{table.n_images:,} images, {table.n_captions:,} captions; {table.protocol}; {table.weights} weights; "
-        f"{TIES}{interval}"
-    )
+# Output
+
+HEAD = ("R@1", "R@5", "R@10", "Med r", "Mean r") * 2 + ("rsum", "mR")
+WIDTHS = (7, 6, 6, 7, 8, 9, 6, 6, 7, 8, 8, 6)
 
 
-HEAD = ["R@1", "R@5", "R@10", "Med r", "Mean r"]
+def _lines(table: Table, show_chance: bool) -> list[tuple[str, list[str]]]:
+    """Label and cells of each row: folds, the result, its interval, chance."""
+
+    def cells(i2t: Recall, t2i: Recall) -> list[str]:
+        rsum = sum(i2t[:3]) + sum(t2i[:3])
+        sides = (
+            [*(f"{x:.1f}" for x in s[:3]), f"{s.medr:.1f}".removesuffix(".0"), f"{s.meanr:.1f}"] for s in (i2t, t2i)
+        )
+        return [cell for side in sides for cell in side] + [f"{rsum:.1f}", f"{rsum / 6:.1f}"]
+
+    many = len(table.folds) > 1
+    lines = [(f"fold {i}", cells(*fold)) for i, fold in enumerate(table.folds, 1)] if many else []
+    lines.append(("mean" if many else "recall", cells(table.i2t, table.t2i)))
+    if table.interval:
+        for end, label in enumerate(("95 % from", "95 % to")):
+            ends = {name: f"{pair[end]:.1f}" for name, pair in table.interval.items()}
+            i2t, t2i = ([ends[f"{way}.r{cut}"] for cut in CUTS] for way in ("i2t", "t2i"))
+            lines.append((label, [*i2t, "", "", *t2i, "", "", ends["rsum"], ends["mr"]]))
+    if show_chance:
+        lines.append(("chance", cells(*table.chance)))
+    return lines
 
 
-def to_screen(table: Table, *, title: str) -> None:
-    """Print the table with rich, one block a direction so that it fits a narrow terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    console = Console()
-    grid = Grid(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        padding=(0, 0, 0, 1),
-        show_edge=False,
-        pad_edge=False,
-    )
-    for name in ("", *HEAD, "rsum", "mR"):
-        grid.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for label, side, tail in (("image to text", slice(0, 5), False), ("text to image", slice(5, 10), True)):
-        for name, cells in rows(table):
-            own = label if name == "recall" else f"  {name}"
-            style = "bold" if name == "recall" else "dim"
-            grid.add_row(own, *cells[side], *(cells[10:] if tail else ("", "")), style=style)
-    console.print(grid)
-    console.print(notes(table), style="dim", soft_wrap=True)
+def _notes(table: Table) -> list[str]:
+    """What a reader has to know to compare the table."""
+    notes = [
+        f"{table.images:,} images, {table.captions:,} captions; {table.protocol}",
+        f"{table.weights} weights; {TIES}",
+    ]
+    if table.interval:
+        notes[1] += f"; 95 % intervals by {table.draws:,} bootstrap draws of images"
+    return notes
 
 
-def to_markdown(table: Table, *, title: str) -> str:
-    """The table as Markdown, one line a row."""
-    head = ["", *(f"i2t {name}" for name in HEAD), *(f"t2i {name}" for name in HEAD), "rsum", "mR"]
-    lines = [f"**{title}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows(table)]
-    return "\n".join([*lines, "", notes(table), ""])
+def to_screen(table: Table, *, title: str, chance: bool = False) -> None:
+    """Print the table in the papers' layout; ``chance`` adds the row of a random ranking."""
+    half = sum(WIDTHS[:5])
+    print(title, *_notes(table), sep="\n")
+    print(f"{'':9}{'image to text':^{half}}{'text to image':^{half + 2}}".rstrip())
+    for label, cells in [("", HEAD), *_lines(table, chance)]:
+        print(f"{label:9}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip())
+
+
+def to_markdown(table: Table, *, title: str, chance: bool = False) -> str:
+    """The same as a Markdown table."""
+    head = [f"{way} {name}" for way, name in zip(["i2t"] * 5 + ["t2i"] * 5, HEAD, strict=False)] + list(HEAD[10:])
+    rows = [["", *head], ["---", *["---:"] * len(head)]] + [[label, *cells] for label, cells in _lines(table, chance)]
+    lines = [title, "", *("| " + " | ".join(row) + " |" for row in rows), "", "; ".join(_notes(table)) + "."]
+    return "\n".join(lines) + "\n"
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """Plain values for strict JSON."""
+    """The table as plain JSON values."""
+
+    def both(pair: tuple[Recall, Recall]) -> dict[str, Any]:
+        return {"i2t": pair[0]._asdict(), "t2i": pair[1]._asdict()}
+
     return {
-        "i2t": table.i2t._asdict(),
-        "t2i": table.t2i._asdict(),
+        **both((table.i2t, table.t2i)),
         "rsum": table.rsum,
-        "mR": table.mr,
-        "intervals_95": {key: list(bounds) for key, bounds in table.intervals.items()},
-        "chance": {way: list(one[:3]) for way, one in zip(("i2t", "t2i"), table.chance, strict=True)},
-        "images": table.n_images,
-        "captions": table.n_captions,
+        "mr": table.mr,
+        "interval_95": {name: list(pair) for name, pair in table.interval.items()},
+        "bootstrap_draws": table.draws,
+        "images": table.images,
+        "captions": table.captions,
         "protocol": table.protocol,
         "weights": table.weights,
         "ties": TIES,
+        "folds": [both(fold) for fold in table.folds],
+        "chance": both(table.chance),
     }

@@ -1,0 +1,252 @@
+"""Baselines without a network: linear CCA and normalised CCA between bags of words and image features.
+
+Regularised canonical correlation analysis (Hotelling 1936; for retrieval Hodosh, Young and Hockenmaier, JAIR 47, 2013)
+finds the directions of images x and captions y that correlate most over all training pairs, with ridges on both
+covariances. Items are compared by the cosine of their projections; normalised CCA (Gong, Ke, Isard and Lazebnik, IJCV
+2014) first multiplies each direction by a power of its correlation. All settings are chosen on the dev split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+
+from xmodal_jax.data.records import Split, open_dataset
+from xmodal_jax.data.text import SPECIAL, Vocabulary, tokenize
+from xmodal_jax.errors import DataError, NumericError, UsageError
+from xmodal_jax.progress import Progress
+from xmodal_jax.retrieval import protocols, table
+from xmodal_jax.retrieval.rank import blocked_ranks
+
+# Found on the dev split of Flickr8k. A signed power evens out the few large activations of a CNN.
+POWER = {"global": 0.5, "region": 0.7}
+WEIGHT = {"global": 1.0, "region": 0.5}  # length of each feature's vector where several are used
+MINIMUM, MAXIMUM = 2, 5000  # least count of a word, most words
+# What is tried: ridges relative to the mean variance, kept directions, power of the correlations
+RIDGES = (0.5, 1.0, 2.0)
+DIMENSIONS = (64, 96, 128, 192, 256)
+POWERS = {"cca": (0.0,), "ncca": (0.5, 1.0, 1.5)}
+
+
+class Setting(NamedTuple):
+    """One choice of everything that is tuned."""
+
+    image_ridge: float
+    text_ridge: float
+    dimension: int
+    power: float
+
+
+class Projection(NamedTuple):
+    """Canonical directions, best first."""
+
+    correlation: np.ndarray  # [K]
+    image: np.ndarray  # [F, K]
+    image_mean: np.ndarray  # [F]
+    text: np.ndarray  # [V, K]
+    text_mean: np.ndarray  # [V]
+
+
+class Items(NamedTuple):
+    """One split: images [B, F], bags of words [C, V] sparse, and the image of each caption [C]."""
+
+    image: np.ndarray
+    text: scipy.sparse.csr_array
+    row: np.ndarray
+
+
+def read_images(split: Split, names: Sequence[str]) -> np.ndarray:
+    """[B, F] float32: each feature to a signed power and unit length; regions by their mean and their maximum."""
+    for name in names:
+        if name not in POWER:
+            raise UsageError(f'No feature "{name}" for the baseline; choose from global and region.')
+        if name not in split.feature_names:
+            raise DataError(
+                f'{split.dataset.directory} has no feature "{name}", only {", ".join(split.feature_names)}.'
+            )
+    rows = []
+    with Progress(f"read {split.name}", len(split), unit="images") as progress:
+        for start in range(0, len(split), 100):
+            items = split.read(range(start, min(start + 100, len(split))))
+            for item in items:
+                parts = [_describe(name, np.asarray(item.features[name], np.float32)) for name in names]
+                rows.append(np.concatenate(parts))
+            progress.advance(len(items))
+    return np.stack(rows)
+
+
+def _describe(name: str, feature: np.ndarray) -> np.ndarray:
+    parts = [feature] if name == "global" else [feature.mean(axis=0), feature.max(axis=0)]
+    vector = np.concatenate([_unit(np.sign(part) * np.abs(part) ** POWER[name]) for part in parts])
+    return WEIGHT[name] * _unit(vector)
+
+
+def _unit(array: np.ndarray) -> np.ndarray:
+    return array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
+
+
+class Words:
+    """Term frequency (1 + log count) times log inverse document frequency over the words of the training captions."""
+
+    def __init__(self, captions: Sequence[str]):
+        counts = [Counter(tokenize(caption)) for caption in captions]
+        known = Vocabulary.build(captions, minimum=MINIMUM).words[len(SPECIAL) :][:MAXIMUM]
+        self.column = {word: index for index, word in enumerate(known)}
+        self.idf = np.ones(len(known))
+        document = np.diff((self.count(counts) > 0).tocsc().indptr)
+        self.idf = np.log(len(captions) / document)
+
+    def count(self, counts: Sequence[Counter[str]]) -> scipy.sparse.csr_array:
+        """[C, V] weighted counts of the known words."""
+        entries = [
+            (caption, self.column[word], 1 + np.log(number))
+            for caption, words in enumerate(counts)
+            for word, number in words.items()
+            if word in self.column
+        ]
+        rows, columns, values = np.array(entries).reshape(-1, 3).T
+        columns = columns.astype(int)
+        shape = (len(counts), len(self.column))
+        return scipy.sparse.csr_array((values * self.idf[columns], (rows.astype(int), columns)), shape=shape)
+
+    def __call__(self, captions: Sequence[str]) -> scipy.sparse.csr_array:
+        return self.count([Counter(tokenize(caption)) for caption in captions])
+
+
+def read_items(split: Split, names: Sequence[str], words: Words) -> Items:
+    """A split's images and captions as vectors."""
+    row = np.repeat(np.arange(len(split)), [len(captions) for captions in split.captions])
+    return Items(read_images(split, names), words([text for texts in split.captions for text in texts]), row)
+
+
+class Correlator:
+    """Regularised CCA for several ridges: the covariances are computed once.
+
+    With C_xx + a I = L_x L_x^T and C_yy + b I = L_y L_y^T (Cholesky) the correlations and directions are the singular
+    values and, mapped back by L^-T, the singular vectors of T = L_x^-1 C_xy L_y^-T. Each caption is one pair with its
+    image. T is only used through T T^T, the size of the image features, whose upper eigenvectors are cheap.
+    """
+
+    def __init__(self, items: Items):
+        image, (pairs, _) = items.image.astype(np.float64), items.text.shape
+        number = np.bincount(items.row, minlength=len(image))[:, None]
+        self.image_mean = (number * image).sum(axis=0) / pairs
+        self.text_mean = np.asarray(items.text.mean(axis=0)).ravel()
+        image -= self.image_mean
+        owner = scipy.sparse.csr_array((np.ones(pairs), (items.row, np.arange(pairs))), shape=(len(image), pairs))
+        self.image_covariance = image.T @ (number * image) / pairs
+        self.text_covariance = (items.text.T @ items.text).toarray() / pairs
+        self.text_covariance -= np.outer(self.text_mean, self.text_mean)
+        self.cross = (owner @ items.text).T @ image / pairs  # [V, F]; the images are centred, so the texts need not be
+
+    def solve(self, image_ridges: Sequence[float], text_ridge: float, dimension: int) -> Iterator[Projection]:
+        """The first ``dimension`` directions for each image ridge; ridges are relative to the mean variance."""
+        text_factor = _factor(self.text_covariance, text_ridge)
+        half = scipy.linalg.solve_triangular(text_factor, self.cross, lower=True)  # [V, F]
+        gram = half.T @ half
+        for image_ridge in image_ridges:
+            factor = _factor(self.image_covariance, image_ridge)
+            whitened = scipy.linalg.solve_triangular(factor, gram, lower=True)
+            whitened = scipy.linalg.solve_triangular(factor, whitened.T, lower=True)
+            last = len(whitened) - 1
+            square, vector = scipy.linalg.eigh(
+                (whitened + whitened.T) / 2, subset_by_index=[max(0, last + 1 - dimension), last]
+            )
+            square, vector = square[::-1], vector[:, ::-1]
+            keep = square > 1e-10 * square[0]
+            correlation = np.sqrt(square[keep])
+            image = scipy.linalg.solve_triangular(factor, vector[:, keep], lower=True, trans="T")
+            text = scipy.linalg.solve_triangular(text_factor, half @ image / correlation, lower=True, trans="T")
+            yield Projection(correlation, image, self.image_mean, text, self.text_mean)
+
+
+def _factor(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """Cholesky factor of the covariance with ``ridge`` times the mean variance on its diagonal."""
+    covariance = covariance.copy()
+    covariance[np.diag_indices_from(covariance)] += ridge * np.trace(covariance) / len(covariance)
+    try:
+        return scipy.linalg.cholesky(covariance, lower=True, overwrite_a=True)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise NumericError(
+            f"The covariance of the training items cannot be factored ({error}); check the data for values that are not "
+            "finite or are all equal."
+        ) from None
+
+
+def project(projection: Projection, items: Items) -> tuple[np.ndarray, np.ndarray]:
+    """Canonical variates of the images [B, K] and the captions [C, K]."""
+    image = (items.image - projection.image_mean) @ projection.image
+    return image, items.text @ projection.text - projection.text_mean @ projection.text
+
+
+def rank(
+    variates: tuple[np.ndarray, np.ndarray], correlation: np.ndarray, setting: Setting, row: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks by the cosine of the first variates, each times a power of its correlation."""
+    weight = correlation[: setting.dimension] ** setting.power
+    image, text = (_unit(side[:, : setting.dimension] * weight).astype(np.float32) for side in variates)
+    return blocked_ranks(lambda i, c: image[i] @ text[c].T, row, len(image))
+
+
+def rsum(ranks: tuple[np.ndarray, np.ndarray]) -> float:
+    """Sum of the six recalls, in percent."""
+    return sum(sum(table.recall(way)[:3]) for way in ranks)
+
+
+def tune(method: str, train: Items, dev: Items) -> tuple[Setting, float, Projection]:
+    """The setting with the highest dev rsum, that rsum, and the directions."""
+    correlator = Correlator(train)
+    best: tuple[Setting, float, Projection] | None = None
+    with Progress("tune", len(RIDGES) ** 2, unit="ridges", every=5) as progress:
+        for text_ridge in RIDGES:
+            projections = correlator.solve(RIDGES, text_ridge, max(DIMENSIONS))
+            for image_ridge, projection in zip(RIDGES, projections, strict=True):
+                variates = project(projection, dev)
+                found = sorted({min(d, len(projection.correlation)) for d in DIMENSIONS})
+                for dimension, power in itertools.product(found, POWERS[method]):
+                    setting = Setting(image_ridge, text_ridge, dimension, power)
+                    result = rsum(rank(variates, projection.correlation, setting, dev.row))
+                    if best is None or result > best[1]:
+                        best = (setting, result, projection)
+                progress.advance(note=f"best dev rsum {best[1]:.1f}" if best else "")
+    assert best is not None
+    return best
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal baseline cca|ncca`: tune on dev, print the recall table of ``--split``."""
+    dataset = open_dataset(args.data)
+    splits = {name: dataset.split(name) for name in ("train", "dev", args.split)}
+    words = Words([text for texts in splits["train"].captions for text in texts])
+    items = {name: read_items(split, args.features, words) for name, split in splits.items()}
+    setting, dev_rsum, projection = tune(args.method, items["train"], items["dev"])
+
+    test = items[args.split]
+    image, text = project(projection, test)
+    folds, why = protocols.choose("auto", len(image))
+    results = []
+    for fold in folds:
+        inside = np.isin(test.row, fold)
+        row = np.searchsorted(fold, test.row[inside])
+        results.append((*rank((image[fold], text[inside]), projection.correlation, setting, row), row))
+    result = table.make_table(results, protocol=why, weights="raw")
+    features = "+".join(args.features)
+    title = (
+        f"{args.method} on {dataset.manifest['name']} {args.split}, {features} features, {len(words.column):,} words: "
+        f"image ridge {setting.image_ridge:g}, text ridge {setting.text_ridge:g}, {setting.dimension} directions, "
+        f"power {setting.power:g}, chosen by dev rsum {dev_rsum:.1f}"
+    )
+    table.to_screen(result, title=title, chance=True)
+    if args.json:
+        facts = {"method": args.method, "data": str(args.data), "split": args.split, "features": args.features}
+        content = {**facts, "setting": setting._asdict(), "dev_rsum": dev_rsum, **table.to_json(result)}
+        args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return 0
