@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -172,6 +173,7 @@ def run(argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     args = parser.parse_args([word for word in argv if word not in overrides and word != "--debug"])
     args.overrides = overrides
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and clu tell developers much that users cannot act on
     try:
         if overrides and args.verb != "train":
             raise UsageError(f"{overrides[0]}: only `xmodal train` takes config overrides.")

@@ -59,7 +59,7 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
         variables, images, texts, captions, reader.count, protocol="auto", weights=weights, draws=1000
     )
     title = f"VSE++ with mean-loss warm-up on scenes, {reader.count:,} test images, step {step:,}"
-    table.to_screen(result, title=title)
+    table.to_screen(result, title=title, chance=True)
     count = min(4, reader.count)
     examples = report.retrieve(run.evaluator, variables, images, texts, captions, k=5, count=count, seed=seed)
     curves, retrieved = root / "curves.png", root / "retrieved.png"
@@ -74,5 +74,5 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
         "python": sys.version.split()[0],
     }
     pictures = {"Learning curves": curves, "Retrieved examples": retrieved}
-    markdown = table.to_markdown(result, title=title)
+    markdown = table.to_markdown(result, title=title, chance=True)
     report.write_report(root / "report.md", title="xmodal_jax demo", table=markdown, facts=facts, pictures=pictures)

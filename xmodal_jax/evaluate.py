@@ -20,6 +20,7 @@ from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import CheckpointError, NumericError, UsageError
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.parallel import spread
 from xmodal_jax.progress import Progress
 from xmodal_jax.retrieval import protocols, rank, table
 from xmodal_jax.setup import make_captions, make_model, make_reader
@@ -52,14 +53,14 @@ class Evaluator:
         with Progress(f"encode {name}", total, unit="items", quiet=quiet) as progress:
             images = _stack(
                 image_batches(reader, self.batch_size),
-                lambda batch: self.encode_image(variables, batch),
+                lambda batch: self.encode_image(variables, spread(variables, batch)),
                 reader.count,
                 lambda i: f'image "{reader.split.ids[i]}" of split "{name}"',
                 progress,
             )
             texts = _stack(
                 text_batches(captions, self.batch_size),
-                lambda batch: self.encode_text(variables, batch),
+                lambda batch: self.encode_text(variables, spread(variables, batch)),
                 len(captions),
                 lambda i: f'caption {i} (image "{reader.split.ids[captions.image[i]]}") of split "{name}"',
                 progress,
@@ -73,7 +74,7 @@ class Evaluator:
 
         def block(image: slice, caption: slice) -> Any:
             part = [jax.tree.map(lambda leaf, s=s: leaf[s], stack) for s, stack in ((image, images), (caption, texts))]
-            return self.score(variables, *part)
+            return self.score(variables, spread(variables, part[0]), part[1])
 
         return rank.blocked_ranks(block, row, n_images, image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
 

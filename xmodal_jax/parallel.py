@@ -39,13 +39,31 @@ def check_divides(batch_size: int, devices: int) -> None:
         )
 
 
+def in_order(step: Callable[..., Any], devices: Sequence[Any]) -> Callable[..., Any]:
+    """``step``, finished before it returns on several CPU devices: those share one pool of threads, where two steps in
+    flight can starve each other at a collective until XLA aborts the process."""
+    if len(devices) == 1 or devices[0].platform != "cpu":
+        return step
+    return lambda state, batch: jax.block_until_ready(step(state, batch))
+
+
+def spread(variables: Any, items: Any) -> Any:
+    """``items`` with their rows over the devices that hold ``variables``, or as they are where that does not divide."""
+    sharding = getattr(jax.tree.leaves(variables)[0], "sharding", None)
+    rows = jax.tree.leaves(items)[0].shape[0]
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or rows % sharding.mesh.size:
+        return items
+    return jax.device_put(items, NamedSharding(sharding.mesh, PartitionSpec(AXIS)))
+
+
 def jit_runner(devices: Sequence[Any] | None = None) -> Runner:
     """One jit over the mesh: the step is written for the global batch and the compiler splits it."""
     mesh = make_mesh(devices)
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
     def compile(step):
-        return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+        compiled = jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+        return in_order(compiled, mesh.devices.flatten().tolist())
 
     def put_batch(batch):
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
@@ -59,7 +77,8 @@ def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
     n = len(devices)
 
     def compile(step):
-        return jax.pmap(lambda state, batch: step(state, batch, axis=AXIS), AXIS, devices=devices, donate_argnums=0)
+        mapped = jax.pmap(lambda state, batch: step(state, batch, axis=AXIS), AXIS, devices=devices, donate_argnums=0)
+        return in_order(mapped, devices)
 
     def put_state(state):
         return jax.tree.map(lambda x: jax.numpy.stack([x] * n), state)

@@ -18,7 +18,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """One task of ``total`` units, written to stderr; use as a context manager.
+    """One task of ``total`` units (0: not known), written to stderr; use as a context manager.
 
     On a terminal it is a rich bar; in a log file one line every ``every`` seconds, so that logs stay short.
     """
@@ -53,7 +53,7 @@ class Progress:
             )
             self.bar = Bar(*columns, console=Console(stderr=True))
             self.bar.start()
-            self.bar_task = self.bar.add_task(self.task, total=self.total, completed=self.start, note="")
+            self.bar_task = self.bar.add_task(self.task, total=self.total or None, completed=self.start, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,10 +65,10 @@ class Progress:
     def line(self, note: str) -> str:
         passed = time.monotonic() - self.began
         rate = (self.done - self.start) / max(passed, 1e-9)
-        left = clock((self.total - self.done) / rate) if rate > 0 else "?"
-        text = (
-            f"{self.task}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f}/s, {clock(passed)} passed, {left} left"
-        )
+        text = f"{self.task}: {self.done:,}"
+        text += f"/{self.total:,}" if self.total else ""
+        text += f" {self.unit}, {rate:,.1f}/s, {clock(passed)} passed"
+        text += f", {clock((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
         return f"{text}, {note}" if note else text
 
     def note(self, text: str) -> None:

@@ -147,7 +147,8 @@ class Trainer:
         result = self.evaluator.table(
             variables, self.dev, self.dev_captions, protocol="full", weights=weights, quiet=True, draws=0
         )
-        flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in result.sides() for k in (1, 5, 10)}
+        sides = (("i2t", result.i2t), ("t2i", result.t2i))
+        flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in sides for k in (1, 5, 10)}
         return {"rsum": result.rsum, **flat}
 
     def due(self, step: int, every: int, stage: Stage) -> bool:
