@@ -30,10 +30,11 @@ from xmodal_jax.retrieval.rank import blocked_ranks
 POWER = {"global": 0.5, "region": 0.7}
 WEIGHT = {"global": 1.0, "region": 0.5}  # length of each feature's vector where several are used
 MINIMUM, MAXIMUM = 2, 5000  # least count of a word, most words
-# What is tried: ridges relative to the mean variance, kept directions, power of the correlations
-RIDGES = (0.5, 1.0, 2.0)
-DIMENSIONS = (64, 96, 128, 192, 256)
-POWERS = {"cca": (0.0,), "ncca": (0.5, 1.0, 1.5)}
+# What is tried: ridges relative to the mean variance, kept directions, powers of the correlations
+IMAGE_RIDGES = (0.25, 0.5, 1.0, 2.0, 4.0)
+TEXT_RIDGES = (0.5, 1.0, 2.0)
+DIMENSIONS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
+POWERS = {"cca": (0.0,), "ncca": (1.0, 0.5, 0.75, 1.25, 1.5)}  # the ridges are chosen with the first
 
 
 class Setting(NamedTuple):
@@ -101,7 +102,7 @@ class Words:
         known = Vocabulary.build(captions, minimum=MINIMUM).words[len(SPECIAL) :][:MAXIMUM]
         self.column = {word: index for index, word in enumerate(known)}
         self.idf = np.ones(len(known))
-        document = np.diff((self.count(counts) > 0).tocsc().indptr)
+        document = np.bincount(self.count(counts).indices, minlength=len(known))
         self.idf = np.log(len(captions) / document)
 
     def count(self, counts: Sequence[Counter[str]]) -> scipy.sparse.csr_array:
@@ -136,7 +137,7 @@ class Correlator:
     """
 
     def __init__(self, items: Items):
-        image, (pairs, _) = items.image.astype(np.float64), items.text.shape
+        image, pairs = items.image.astype(np.float64), len(items.row)
         number = np.bincount(items.row, minlength=len(image))[:, None]
         self.image_mean = (number * image).sum(axis=0) / pairs
         self.text_mean = np.asarray(items.text.mean(axis=0)).ravel()
@@ -147,8 +148,10 @@ class Correlator:
         self.text_covariance -= np.outer(self.text_mean, self.text_mean)
         self.cross = (owner @ items.text).T @ image / pairs  # [V, F]; the images are centred, so the texts need not be
 
-    def solve(self, image_ridges: Sequence[float], text_ridge: float, dimension: int) -> Iterator[Projection]:
-        """The first ``dimension`` directions for each image ridge; ridges are relative to the mean variance."""
+    def solve(
+        self, image_ridges: Sequence[float], text_ridge: float, dimension: int
+    ) -> Iterator[tuple[float, Projection]]:
+        """The first ``dimension`` directions for each image ridge in turn; ridges are relative to the mean variance."""
         text_factor = _factor(self.text_covariance, text_ridge)
         half = scipy.linalg.solve_triangular(text_factor, self.cross, lower=True)  # [V, F]
         gram = half.T @ half
@@ -163,9 +166,9 @@ class Correlator:
             square, vector = square[::-1], vector[:, ::-1]
             keep = square > 1e-10 * square[0]
             correlation = np.sqrt(square[keep])
-            image = scipy.linalg.solve_triangular(factor, vector[:, keep], lower=True, trans="T")
-            text = scipy.linalg.solve_triangular(text_factor, half @ image / correlation, lower=True, trans="T")
-            yield Projection(correlation, image, self.image_mean, text, self.text_mean)
+            image = scipy.linalg.solve_triangular(factor, vector[:, keep], lower=True, trans=1)
+            text = scipy.linalg.solve_triangular(text_factor, half @ image / correlation, lower=True, trans=1)
+            yield image_ridge, Projection(correlation, image, self.image_mean, text, self.text_mean)
 
 
 def _factor(covariance: np.ndarray, ridge: float) -> np.ndarray:
@@ -176,8 +179,8 @@ def _factor(covariance: np.ndarray, ridge: float) -> np.ndarray:
         return scipy.linalg.cholesky(covariance, lower=True, overwrite_a=True)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise NumericError(
-            f"The covariance of the training items cannot be factored ({error}); check the data for values that are not "
-            "finite or are all equal."
+            f"The covariance of the training items cannot be factored ({error}); "
+            "check the data for values that are not finite or are all equal."
         ) from None
 
 
@@ -201,24 +204,36 @@ def rsum(ranks: tuple[np.ndarray, np.ndarray]) -> float:
     return sum(sum(table.recall(way)[:3]) for way in ranks)
 
 
-def tune(method: str, train: Items, dev: Items) -> tuple[Setting, float, Projection]:
-    """The setting with the highest dev rsum, that rsum, and the directions."""
+class Tuned(NamedTuple):
+    """The best setting so far, its dev rsum and its directions."""
+
+    setting: Setting
+    rsum: float
+    projection: Projection
+
+
+def tune(method: str, train: Items, dev: Items) -> Tuned:
+    """The best setting by dev rsum: the ridges first, then the power."""
     correlator = Correlator(train)
-    best: tuple[Setting, float, Projection] | None = None
-    with Progress("tune", len(RIDGES) ** 2, unit="ridges", every=5) as progress:
-        for text_ridge in RIDGES:
-            projections = correlator.solve(RIDGES, text_ridge, max(DIMENSIONS))
-            for image_ridge, projection in zip(RIDGES, projections, strict=True):
-                variates = project(projection, dev)
-                found = sorted({min(d, len(projection.correlation)) for d in DIMENSIONS})
-                for dimension, power in itertools.product(found, POWERS[method]):
-                    setting = Setting(image_ridge, text_ridge, dimension, power)
-                    result = rsum(rank(variates, projection.correlation, setting, dev.row))
-                    if best is None or result > best[1]:
-                        best = (setting, result, projection)
-                progress.advance(note=f"best dev rsum {best[1]:.1f}" if best else "")
-    assert best is not None
-    return best
+    ridges, powers = len(IMAGE_RIDGES) * len(TEXT_RIDGES), POWERS[method]
+    with Progress("tune", ridges + 1, unit="settings") as progress:
+
+        def best_of(ridge: tuple[float, float], projection: Projection, powers: Sequence[float]) -> Tuned:
+            variates = project(projection, dev)
+            found = sorted({min(dimension, len(projection.correlation)) for dimension in DIMENSIONS})
+            settings = [Setting(*ridge, *rest) for rest in itertools.product(found, powers)]
+            results = [rsum(rank(variates, projection.correlation, setting, dev.row)) for setting in settings]
+            index = int(np.argmax(results))
+            progress.advance(note=f"dev rsum {results[index]:.1f}")
+            return Tuned(settings[index], results[index], projection)
+
+        coarse = [
+            best_of((image_ridge, text_ridge), projection, powers[:1])
+            for text_ridge in TEXT_RIDGES
+            for image_ridge, projection in correlator.solve(IMAGE_RIDGES, text_ridge, max(DIMENSIONS))
+        ]
+        best = max(coarse, key=lambda tuned: tuned.rsum)
+        return best_of(best.setting[:2], best.projection, powers)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -1,17 +1,21 @@
-"""From a config to the parts of a run: data, vocabulary, model, objective."""
+"""From a config to the parts of a run: folder, data, vocabulary, model, objective."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from xmodal_jax import config as configs
 from xmodal_jax import losses, schedules
 from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, Split
-from xmodal_jax.data.text import Vocabulary
-from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.data.text import Vocabulary, load_word_vectors
+from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.step import Objective
 from xmodal_jax.types import Batch, Config, Images, Texts
@@ -81,3 +85,54 @@ def example_batch(dataset: Dataset, config: Config) -> Batch:
     words = int(min(config.data.lengths))
     text = Texts(np.zeros((1, words), np.int32), np.ones((1, words), bool), zero, zero, zero)
     return Batch(Images(features, np.ones((1, regions), bool), zero, box), text)
+
+
+def open_vocabulary(workdir: Path, config: Config, dataset: Dataset) -> Vocabulary:
+    """The vocabulary of a run folder that belongs to this config and data, or a new one from the training captions.
+
+    Raises:
+        CheckpointError: the folder holds a run of another config, or something else.
+        DataError: the data set has changed since the run was started.
+    """
+    if (workdir / "config.json").is_file():
+        configs.check_same(configs.read(workdir), config, workdir)
+        if json.loads((workdir / "run.json").read_text())["data"] != dataset.manifest["sha256"]:
+            raise DataError(
+                f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
+            )
+        return Vocabulary.load(workdir / "vocabulary.json")
+    if workdir.exists() and any(workdir.iterdir()):
+        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
+    captions = dataset.split("train").captions
+    return Vocabulary.build((text for own in captions for text in own), config.data.minimum_count)
+
+
+def claim_workdir(workdir: Path, config: Config, dataset: Dataset, vocabulary: Vocabulary) -> None:
+    """Make the run folder, once all of the config has proved usable."""
+    if (workdir / "config.json").is_file():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(workdir / "vocabulary.json")
+    identity = {"data": dataset.manifest["sha256"], "vocabulary": vocabulary.sha256}
+    (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
+    configs.save(config, workdir / "config.json")  # last: a folder with a config has all the rest
+
+
+def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:
+    """``params`` with the rows of every ``embed/embedding`` table set where ``source`` has the word."""
+    vectors, found = load_word_vectors(source, vocabulary)
+
+    def fill(path: Any, leaf: Any) -> Any:
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("embed/embedding"):
+            return leaf
+        if leaf.shape[1] < vectors.shape[1]:
+            raise DataError(
+                f"{source} has vectors of {vectors.shape[1]} numbers, the model's words {leaf.shape[1]}; "
+                f"set --config.model.word_dim to at least {vectors.shape[1]}."
+            )
+        table = np.array(leaf)
+        table[found, : vectors.shape[1]] = vectors[found]
+        return jax.numpy.asarray(table)
+
+    print(f"word vectors for {int(found.sum()):,} of {len(vocabulary):,} words from {source}")
+    return jax.tree_util.tree_map_with_path(fill, params)

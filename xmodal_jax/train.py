@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from xmodal_jax import config as configs
 from xmodal_jax import schedules, setup
-from xmodal_jax.checkpoint import Checkpoints, sha256, warm_start
+from xmodal_jax.checkpoint import Checkpoints, warm_start
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import TrainPipeline
 from xmodal_jax.data.records import Dataset, open_dataset
-from xmodal_jax.data.text import Vocabulary, load_word_vectors
-from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, DataError, NumericError
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, NumericError
 from xmodal_jax.evaluate import Evaluator
 from xmodal_jax.log import CollapseDetector, Log
 from xmodal_jax.optim import make_optimiser
@@ -55,7 +54,7 @@ class Trainer:
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
         self.dataset: Dataset = open_dataset(config.data.dir)
-        self.vocabulary = open_workdir(workdir, config, self.dataset)
+        self.vocabulary = setup.open_vocabulary(workdir, config, self.dataset)
         self.model = setup.make_model(config, self.vocabulary)
         example = setup.example_batch(self.dataset, config)
         train, data = self.dataset.split("train"), config.data
@@ -81,6 +80,7 @@ class Trainer:
         self.dev = setup.make_reader(dev, config, data.dev_images)
         self.dev_captions = setup.make_captions(dev, self.vocabulary, config, self.dev.count)
         self.evaluator = Evaluator(self.model, batch_size=config.eval.batch_size)
+        setup.claim_workdir(workdir, config, self.dataset, self.vocabulary)
         self.checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         self.signal: int | None = None
         if captions.cut:
@@ -121,7 +121,7 @@ class Trainer:
     def start_params(self, params: Any) -> Any:
         """Word vectors and the parameters of another run, where the config asks for them."""
         if self.config.data.word_vectors:
-            params = with_word_vectors(params, self.config.data.word_vectors, self.vocabulary)
+            params = setup.with_word_vectors(params, self.config.data.word_vectors, self.vocabulary)
         source = self.config.init.workdir
         if source:
             other = Path(source)
@@ -225,54 +225,6 @@ class Trainer:
         collapse.see(step, metrics)
         if step % self.config.log.every_steps == 0:
             log.write(step, {**metrics, "waited_s": self.pipeline.waited, "epoch": step / self.per_epoch})
-
-
-def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> Vocabulary:
-    """Make a run folder, or check that the one there belongs to this config and data. Returns its vocabulary.
-
-    Raises:
-        CheckpointError: another config.
-        DataError: the data set has changed, or it has no training captions.
-    """
-    identity = {"data": dataset.manifest["sha256"]}
-    if (workdir / "config.json").is_file():
-        configs.check_same(configs.read(workdir), config, workdir)
-        saved = json.loads((workdir / "run.json").read_text())
-        if saved["data"] != identity["data"]:
-            raise DataError(
-                f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
-            )
-        return Vocabulary.load(workdir / "vocabulary.json")
-    if workdir.exists() and any(workdir.iterdir()):
-        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
-    captions = dataset.split("train").captions
-    vocabulary = Vocabulary.build((text for own in captions for text in own), config.data.minimum_count)
-    workdir.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(workdir / "vocabulary.json")
-    identity["vocabulary"] = sha256(workdir / "vocabulary.json")
-    (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
-    configs.save(config, workdir / "config.json")  # last: a folder with a config has all the rest
-    return vocabulary
-
-
-def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:
-    """``params`` with the rows of every ``embed/embedding`` table set where ``source`` has the word."""
-    vectors, found = load_word_vectors(source, vocabulary)
-
-    def fill(path: Any, leaf: Any) -> Any:
-        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("embed/embedding"):
-            return leaf
-        if leaf.shape[1] < vectors.shape[1]:
-            raise DataError(
-                f"{source} has vectors of {vectors.shape[1]} numbers, the model's words {leaf.shape[1]}; "
-                f"set --config.model.word_dim to at least {vectors.shape[1]}."
-            )
-        table = np.array(leaf)
-        table[found, : vectors.shape[1]] = vectors[found]
-        return jax.numpy.asarray(table)
-
-    print(f"word vectors for {int(found.sum()):,} of {len(vocabulary):,} words from {source}")
-    return jax.tree_util.tree_map_with_path(fill, params)
 
 
 class caught_signals:
