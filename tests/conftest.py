@@ -17,6 +17,17 @@ DATA = Path(os.environ.get("XMODAL_DATA", ROOT.parent / "shared" / "data"))
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs use one device instead of eight virtual ones, which two cores would only simulate slowly."""
+    import jax
+
+    from xmodal_jax import parallel
+
+    monkeypatch.setitem(parallel.RUNNERS, "jit", lambda _: parallel.jit_runner(jax.devices()[:1]))
+    monkeypatch.setattr(parallel, "check_divides", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
     """The folder of the real Flickr8k features in the precomp layout."""

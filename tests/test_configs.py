@@ -9,6 +9,8 @@ from helpers import planted
 
 from xmodal_jax import cli
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 
 

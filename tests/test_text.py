@@ -130,6 +130,12 @@ def test_tokens(text, tokens):
     assert tokenize(text) == tokens
 
 
+@pytest.mark.parametrize("letter", "a𝐀éʰ中\u0301ाः\u20dd5٣ⅷ_‿\u200c\u200dⓐ🄰🅐🅰")
+def test_letters_are_unicodes(letter):
+    assert tokenize(f"{letter}'em") == [f"{letter}'em"] == oracle(f"{letter}'em")
+    assert tokenize(f"{letter}'s'em 'll{letter}") == oracle(f"{letter}'s'em 'll{letter}")
+
+
 @pytest.mark.data
 @pytest.mark.slow
 def test_flickr8k_equals_nltk(flickr8k):

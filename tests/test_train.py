@@ -17,6 +17,8 @@ from helpers import planted
 from xmodal_jax import cli, log
 from xmodal_jax.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = ["train", "--config", "vse.py:vsepp,tiny", "--config.model.feature=region", "--config.data.minimum_count=1"]
 
 
@@ -107,8 +109,10 @@ def test_killed_at_three_random_steps_it_ends_bit_equal(data, tmp_path):
     argv = [sys.executable, "-m", "xmodal_jax", *TINY, f"--config.data.dir={data}", "--workdir", str(tmp_path / "run")]
     rng = random.Random(0)
     kills = 0
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as in this process
     for target in sorted(rng.sample(range(5, 70), 3)):
-        process = subprocess.Popen([*argv, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([*argv, *options], env=env, **quiet)
         metrics = tmp_path / "run" / "metrics.jsonl"
         while process.poll() is None:
             lines = log.read(metrics)
@@ -118,7 +122,7 @@ def test_killed_at_three_random_steps_it_ends_bit_equal(data, tmp_path):
                 break
             time.sleep(0.005)
     assert kills == 3
-    done = subprocess.run([*argv, *options], capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run([*argv, *options], env=env, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed step" in done.stdout
     assert_bit_equal(final(tmp_path / "whole"), final(tmp_path / "run"))

@@ -100,6 +100,8 @@ class Words:
     def __init__(self, captions: Sequence[str]):
         counts = [Counter(tokenize(caption)) for caption in captions]
         known = Vocabulary.build(captions, minimum=MINIMUM).words[len(SPECIAL) :][:MAXIMUM]
+        if not known:
+            raise DataError(f"No word occurs {MINIMUM} times in the {len(captions):,} training captions.")
         self.column = {word: index for index, word in enumerate(known)}
         self.idf = np.ones(len(known))
         document = np.bincount(self.count(counts).indices, minlength=len(known))
@@ -227,11 +229,11 @@ def tune(method: str, train: Items, dev: Items) -> Tuned:
             progress.advance(note=f"dev rsum {results[index]:.1f}")
             return Tuned(settings[index], results[index], projection)
 
-        coarse = [
+        coarse = (
             best_of((image_ridge, text_ridge), projection, powers[:1])
             for text_ridge in TEXT_RIDGES
             for image_ridge, projection in correlator.solve(IMAGE_RIDGES, text_ridge, max(DIMENSIONS))
-        ]
+        )
         best = max(coarse, key=lambda tuned: tuned.rsum)
         return best_of(best.setting[:2], best.projection, powers)
 
@@ -253,11 +255,10 @@ def main(args: argparse.Namespace) -> int:
         row = np.searchsorted(fold, test.row[inside])
         results.append((*rank((image[fold], text[inside]), projection.correlation, setting, row), row))
     result = table.make_table(results, protocol=why, weights="raw")
-    features = "+".join(args.features)
     title = (
-        f"{args.method} on {dataset.manifest['name']} {args.split}, {features} features, {len(words.column):,} words: "
-        f"image ridge {setting.image_ridge:g}, text ridge {setting.text_ridge:g}, {setting.dimension} directions, "
-        f"power {setting.power:g}, chosen by dev rsum {dev_rsum:.1f}"
+        f"{args.method} on {dataset.manifest['name']} {args.split}, {' + '.join(args.features)} features\n"
+        f"by dev rsum {dev_rsum:.1f}: image ridge {setting.image_ridge:g}, text ridge {setting.text_ridge:g}, "
+        f"{setting.dimension} directions, power {setting.power:g}; {len(words.column):,} words"
     )
     table.to_screen(result, title=title, chance=True)
     if args.json:

@@ -33,7 +33,7 @@ _BLANK = r"[^\S\x1c-\x1f]"
 _BLANKS = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _AFTER_PERIOD = "])}>\"'»”’ "  # what may stand between the caption's final period and its end
 
-_LETTER_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"))
+_LETTER_CATEGORIES = frozenset(("Lu", "Ll", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"))
 _LETTER_EXTRA = frozenset("\u200c\u200d").union(
     chr(code) for first, last in ("ⓐⓩ", "🄰🅉", "🅐🅩", "🅰🆉") for code in range(ord(first), ord(last) + 1)
 )
