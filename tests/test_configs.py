@@ -16,6 +16,8 @@ CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py
 
 def variants(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.VARIANTS

@@ -1,5 +1,7 @@
 """The triplet loss against a brute-force loop, its options and its gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +104,7 @@ def test_schedules_do_not_recompile():
     from ml_collections import ConfigDict
 
     loss = ConfigDict({"margin": 0.2, "hardness": 1.0, "warmup_epochs": 1.0, "anneal": 0.0})
-    hardness = loss_options(loss, per_epoch=10)["hardness"]
+    hardness: Any = loss_options(loss, per_epoch=10)["hardness"]
     scores, positive, where = example(0)
     traces = []
 
@@ -121,6 +123,6 @@ def test_adapt_annealing_value():
     from ml_collections import ConfigDict
 
     loss = ConfigDict({"margin": 0.2, "hardness": 1.0, "warmup_epochs": 0.0, "anneal": 0.991})
-    hardness = loss_options(loss, per_epoch=10)["hardness"]
+    hardness: Any = loss_options(loss, per_epoch=10)["hardness"]
     assert float(hardness(0)) == pytest.approx(1 - 0.991)
     assert float(hardness(99)) == pytest.approx(1 - 0.991**100, rel=1e-5)

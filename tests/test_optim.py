@@ -1,5 +1,7 @@
 """Optimiser rules, clipping and schedules."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,11 @@ from xmodal_jax.defaults import base
 from xmodal_jax.errors import UsageError
 from xmodal_jax.optim import make_optimiser, match_rules
 
-PARAMS = {
+PARAMS: Any = {
     "image": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.1, -0.1])},
     "text": {"embed": jnp.array([[2.0, -1.0]])},
 }
-GRADS = jax.tree.map(lambda p: 10.0 * p, PARAMS)
+GRADS: Any = jax.tree.map(lambda p: 10.0 * p, PARAMS)
 
 
 def optim(**options):
@@ -26,7 +28,7 @@ def optim(**options):
     return config
 
 
-def updated(config, params=PARAMS, grads=GRADS):
+def updated(config, params=PARAMS, grads=GRADS) -> Any:
     optimiser = make_optimiser(config, params, optax.constant_schedule(config.lr))
     updates, _ = optimiser.update(grads, optimiser.init(params), params)
     return optax.apply_updates(params, updates)
@@ -65,7 +67,7 @@ def test_decay_inside_and_beside_the_gradient():
 
 
 def test_three_ways_to_clip():
-    def step(**options):
+    def step(**options) -> Any:
         new = updated(optim(name="sgd", lr=1.0, **options))
         return jax.tree.map(lambda a, b: a - b, PARAMS, new)
 
@@ -93,13 +95,13 @@ def test_every_parameter_needs_one_rule_and_every_rule_a_parameter():
 
 def test_schedules():
     config = optim(lr=2.0, schedule=ConfigDict({"kind": "staircase", "at": (2.0, 3.0), "factor": 0.1}))
-    rate = schedules.learning_rate(config, steps=50, per_epoch=10)
+    rate: Any = schedules.learning_rate(config, steps=50, per_epoch=10)
     assert [float(rate(s)) for s in (0, 19, 20, 29, 30)] == pytest.approx([2, 2, 0.2, 0.2, 0.02])
     config = optim(lr=1.0, warmup_steps=4, schedule=ConfigDict({"kind": "constant"}))
-    rate = schedules.learning_rate(config, steps=50, per_epoch=10)
+    rate: Any = schedules.learning_rate(config, steps=50, per_epoch=10)
     assert [float(rate(s)) for s in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
     config = optim(lr=1.0, schedule=ConfigDict({"kind": "exponential", "every": 1.0, "factor": 0.5}))
-    rate = schedules.learning_rate(config, steps=50, per_epoch=10)
+    rate: Any = schedules.learning_rate(config, steps=50, per_epoch=10)
     assert [float(rate(s)) for s in (9, 10, 20)] == pytest.approx([1, 0.5, 0.25])
     with pytest.raises(UsageError, match="polynomial"):
         schedules.learning_rate(optim(schedule=ConfigDict({"kind": "polynomial"})), steps=1, per_epoch=1)

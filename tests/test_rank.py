@@ -27,7 +27,7 @@ def brute_force(scores, positive):
 
 
 def example(seed, *, shared=False):
-    """Ragged captions in random order; a seed of three has coarse scores full of ties, one of five is half precision."""
+    """Ragged captions in random order; every third has coarse scores full of ties, every fifth half precision."""
     random = np.random.default_rng(seed)
     n_images = int(random.integers(1, 8))
     row = random.permutation(np.repeat(np.arange(n_images), random.integers(1, 6, n_images)))
@@ -53,15 +53,15 @@ def test_ranks_equal_brute_force_on_2000_matrices():
         scores, positive, _ = example(seed, shared=seed % 2 == 1)
         want = brute_force(scores, positive)
         same(retrieval.ranks(scores, positive), want)
-        tied += want != brute_force(scores + 1e-3 * positive, positive)
-    assert tied > 200  # the examples do test ties
+        tied += not np.array_equal(want[0], retrieval.ranks(scores + 1e-3 * positive, positive)[0])
+    assert tied > 100  # the examples do test ties
 
 
 def test_large_matrices_are_compared_in_chunks(monkeypatch):
-    scores, positive, _ = example(6)
-    monkeypatch.setattr(rank, "CHUNK", 2 * scores.shape[1])
-    assert len(scores) > 4
-    same(retrieval.ranks(scores, positive), brute_force(scores, positive))
+    for seed in range(20):
+        scores, positive, _ = example(seed)
+        monkeypatch.setattr(rank, "CHUNK", 2 * scores.shape[1])
+        same(retrieval.ranks(scores, positive), brute_force(scores, positive))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

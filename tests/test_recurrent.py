@@ -1,5 +1,7 @@
 """The GRU: its hand-written backward pass against automatic differentiation of a plain loop, masks, directions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def inputs():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_states_and_gradients_equal_the_plain_loop(inputs, reverse):
     words, mask = inputs
-    gru = GRU(5, reverse=reverse)
+    gru: Any = GRU(5, reverse=reverse)
     params = gru.init(jax.random.key(0), words, mask)["params"]
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 5)), jnp.float32)
 
@@ -57,7 +59,7 @@ def test_states_and_gradients_equal_the_plain_loop(inputs, reverse):
 def test_more_padding_changes_nothing(inputs, bidirectional):
     _, mask = inputs
     token = jnp.where(mask, 7, 0)
-    encoder = GRUText(9, 4, 5, bidirectional=bidirectional)
+    encoder: Any = GRUText(9, 4, 5, bidirectional=bidirectional)
     variables = encoder.init(jax.random.key(0), token, mask)
     narrow = encoder.apply(variables, token, mask)
     wide = encoder.apply(variables, jnp.pad(token, ((0, 0), (0, 5))), jnp.pad(mask, ((0, 0), (0, 5))))
@@ -72,7 +74,8 @@ def test_last_state_of_an_empty_caption_is_zero(inputs):
 
 def test_bfloat16_stays_close_and_keeps_float32_parameters(inputs):
     words, mask = inputs
-    full, half = GRU(5), GRU(5, dtype=jnp.dtype("bfloat16"))
+    full: Any = GRU(5)
+    half: Any = GRU(5, dtype=jnp.dtype("bfloat16"))
     variables = half.init(jax.random.key(0), words, mask)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     out = half.apply(variables, words, mask)

@@ -111,8 +111,8 @@ def test_killed_at_three_random_steps_it_ends_bit_equal(data, tmp_path):
     kills = 0
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as in this process
     for target in sorted(rng.sample(range(5, 70), 3)):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([*argv, *options], env=env, **quiet)
+        null = subprocess.DEVNULL
+        process = subprocess.Popen([*argv, *options], env=env, stdout=null, stderr=null)
         metrics = tmp_path / "run" / "metrics.jsonl"
         while process.poll() is None:
             lines = log.read(metrics)

@@ -20,7 +20,7 @@ import scipy.linalg
 import scipy.sparse
 
 from xmodal_jax.data.records import Split, open_dataset
-from xmodal_jax.data.text import SPECIAL, Vocabulary, tokenize
+from xmodal_jax.data.text import tokenize
 from xmodal_jax.errors import DataError, NumericError, UsageError
 from xmodal_jax.progress import Progress
 from xmodal_jax.retrieval import protocols, table
@@ -31,7 +31,7 @@ POWER = {"global": 0.5, "region": 0.7}
 WEIGHT = {"global": 1.0, "region": 0.5}  # length of each feature's vector where several are used
 MINIMUM, MAXIMUM = 2, 5000  # least count of a word, most words
 # What is tried: ridges relative to the mean variance, kept directions, powers of the correlations
-IMAGE_RIDGES = (0.25, 0.5, 1.0, 2.0, 4.0)
+IMAGE_RIDGES = (0.5, 1.0, 2.0, 4.0)
 TEXT_RIDGES = (0.5, 1.0, 2.0)
 DIMENSIONS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 POWERS = {"cca": (0.0,), "ncca": (1.0, 0.5, 0.75, 1.25, 1.5)}  # the ridges are chosen with the first
@@ -97,37 +97,30 @@ def _unit(array: np.ndarray) -> np.ndarray:
 class Words:
     """Term frequency (1 + log count) times log inverse document frequency over the words of the training captions."""
 
-    def __init__(self, captions: Sequence[str]):
-        counts = [Counter(tokenize(caption)) for caption in captions]
-        known = Vocabulary.build(captions, minimum=MINIMUM).words[len(SPECIAL) :][:MAXIMUM]
+    def __init__(self, captions: Sequence[Counter[str]]):
+        total: Counter[str] = Counter()
+        document: Counter[str] = Counter()
+        for counts in captions:
+            total.update(counts)
+            document.update(counts.keys())
+        known = [word for word, count in total.most_common(MAXIMUM) if count >= MINIMUM]
         if not known:
             raise DataError(f"No word occurs {MINIMUM} times in the {len(captions):,} training captions.")
         self.column = {word: index for index, word in enumerate(known)}
-        self.idf = np.ones(len(known))
-        document = np.bincount(self.count(counts).indices, minlength=len(known))
-        self.idf = np.log(len(captions) / document)
+        self.idf = np.log(len(captions) / np.array([document[word] for word in known]))
 
-    def count(self, counts: Sequence[Counter[str]]) -> scipy.sparse.csr_array:
-        """[C, V] weighted counts of the known words."""
+    def __call__(self, captions: Sequence[Counter[str]]) -> scipy.sparse.csr_array:
+        """[C, V]; words that are not known are left out."""
         entries = [
-            (caption, self.column[word], 1 + np.log(number))
-            for caption, words in enumerate(counts)
-            for word, number in words.items()
+            (caption, self.column[word], 1 + np.log(count))
+            for caption, counts in enumerate(captions)
+            for word, count in counts.items()
             if word in self.column
         ]
         rows, columns, values = np.array(entries).reshape(-1, 3).T
-        columns = columns.astype(int)
-        shape = (len(counts), len(self.column))
-        return scipy.sparse.csr_array((values * self.idf[columns], (rows.astype(int), columns)), shape=shape)
-
-    def __call__(self, captions: Sequence[str]) -> scipy.sparse.csr_array:
-        return self.count([Counter(tokenize(caption)) for caption in captions])
-
-
-def read_items(split: Split, names: Sequence[str], words: Words) -> Items:
-    """A split's images and captions as vectors."""
-    row = np.repeat(np.arange(len(split)), [len(captions) for captions in split.captions])
-    return Items(read_images(split, names), words([text for texts in split.captions for text in texts]), row)
+        rows, columns = rows.astype(int), columns.astype(int)
+        shape = (len(captions), len(self.column))
+        return scipy.sparse.csr_array((values * self.idf[columns], (rows, columns)), shape=shape)
 
 
 class Correlator:
@@ -238,15 +231,21 @@ def tune(method: str, train: Items, dev: Items) -> Tuned:
         return best_of(best.setting[:2], best.projection, powers)
 
 
+def read_items(splits: Sequence[Split], names: Sequence[str]) -> tuple[list[Items], Words]:
+    """Images and captions of the splits as vectors, with the words of the first one."""
+    bags = [[Counter(tokenize(text)) for texts in split.captions for text in texts] for split in splits]
+    words = Words(bags[0])
+    rows = [np.repeat(np.arange(len(split)), [len(texts) for texts in split.captions]) for split in splits]
+    images = [read_images(split, names) for split in splits]
+    return [Items(image, words(bag), row) for image, bag, row in zip(images, bags, rows, strict=True)], words
+
+
 def main(args: argparse.Namespace) -> int:
     """`xmodal baseline cca|ncca`: tune on dev, print the recall table of ``--split``."""
     dataset = open_dataset(args.data)
-    splits = {name: dataset.split(name) for name in ("train", "dev", args.split)}
-    words = Words([text for texts in splits["train"].captions for text in texts])
-    items = {name: read_items(split, args.features, words) for name, split in splits.items()}
-    setting, dev_rsum, projection = tune(args.method, items["train"], items["dev"])
-
-    test = items[args.split]
+    splits = [dataset.split(name) for name in ("train", "dev", args.split)]
+    (train, dev, test), words = read_items(splits, args.features)
+    setting, dev_rsum, projection = tune(args.method, train, dev)
     image, text = project(projection, test)
     folds, why = protocols.choose("auto", len(image))
     results = []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+AnyArray = Array | np.ndarray
 Scalar = float | Float[Array, ""]
 
 
 def triplet(
-    scores: Float[Array, "b c"],
-    positive: Bool[Array, "b c"],
-    where: Bool[Array, "b c"] | None = None,
+    scores: Float[AnyArray, "b c"],
+    positive: Bool[AnyArray, "b c"],
+    where: Bool[AnyArray, "b c"] | None = None,
     *,
     margin: Scalar,
     hardness: Scalar,
@@ -74,7 +76,7 @@ def triplet(
 
 
 def violations(
-    scores: Float[Array, "b c"], positive: Bool[Array, "b c"], where: Bool[Array, "b c"] | None = None
+    scores: Float[AnyArray, "b c"], positive: Bool[AnyArray, "b c"], where: Bool[AnyArray, "b c"] | None = None
 ) -> dict[str, Float[Array, ""]]:
     """Diagnostics of a batch: mean score of the positives and of the hardest caption for each image."""
     counted = jnp.ones_like(positive) if where is None else where

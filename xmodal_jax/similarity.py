@@ -7,12 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.types import Repr
 
+AnyArray = Array | np.ndarray
 
-def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+
+def safe_sqrt(x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
     """Square root whose gradient at zero is zero instead of infinite (the double `where` keeps NaN out)."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
@@ -26,17 +29,17 @@ def l2_normalise(x: Float[Array, "*n d"], *, eps: float = 1e-8) -> Float[Array, 
     return x / (safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) + eps)
 
 
-def dot(image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+def dot(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
     """Inner products in float32: the cosine when both sides are unit vectors."""
     return jnp.einsum("bd,cd->bc", image, text, preferred_element_type=jnp.float32)
 
 
-def cosine(image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+def cosine(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
     """Cosine similarity; both sides are normalised here."""
-    return dot(l2_normalise(image), l2_normalise(text))
+    return dot(l2_normalise(jnp.asarray(image)), l2_normalise(jnp.asarray(text)))
 
 
-def order(image: Float[Array, "b d"], text: Float[Array, "c d"], *, root: bool = False) -> Float[Array, "b c"]:
+def order(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"], *, root: bool = False) -> Float[Array, "b c"]:
     """Order similarity ``-||max(0, c - v)||^2`` (Vendrov et al., ICLR 2016, eq. 2), or minus its root.
 
     The image is the more specific item and dominates its captions in every coordinate. The released code of
@@ -46,7 +49,7 @@ def order(image: Float[Array, "b d"], text: Float[Array, "c d"], *, root: bool =
     return -(safe_sqrt(violation) if root else violation)
 
 
-def order_root(image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+def order_root(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
     """:func:`order` with the root, as VSE++'s "order" measure has it."""
     return order(image, text, root=True)
 

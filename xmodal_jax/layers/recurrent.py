@@ -118,7 +118,7 @@ class GRU(nn.Module):
         # Time-major before the product: transposing its input moves less than transposing its output.
         projected = _dot(jnp.swapaxes(words, 0, 1), matrix_in.astype(self.dtype)) + bias_in
         real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
-        states = gru_loop(self.reverse, projected, real, matrix.astype(self.dtype), bias)
+        states: Any = gru_loop(self.reverse, projected, real, matrix.astype(self.dtype), bias)
         return jnp.swapaxes(states, 0, 1)
 
 

@@ -138,16 +138,18 @@ def _spans(total: int, block: int) -> list[tuple[slice, np.ndarray]]:
 def _best_positives(score_block, row, n_images, images, captions) -> tuple[np.ndarray, np.ndarray, dict]:
     """Each query's best positive score, and the blocks worth keeping, by the starts of their slices."""
     best_caption, kept, room = np.zeros(len(row)), {}, KEPT  # float64 holds the scores of any block exactly
-    for image, new_image in images:
+    for image, _ in images:
         for caption, _ in captions:
             local = row[caption] - image.start
-            inside = (local >= 0) & (local < len(new_image))
-            inside[inside] = new_image[local[inside]]
+            inside = (local >= 0) & (local < image.stop - image.start)
             if not inside.any():
                 continue
             block = score_block(image, caption)
             pick = _pick_compiled if isinstance(block, jax.Array) else _pick
-            best_caption[caption][inside] = np.asarray(pick(block, np.where(inside, local, 0)))[inside]
+            own = np.asarray(pick(block, np.where(inside, local, 0)))[inside]
+            if not np.isfinite(own).all():
+                raise _not_finite(np.asarray(block), image.start, caption.start)
+            best_caption[caption][inside] = own
             if block.nbytes <= room:
                 kept[image.start, caption.start] = block
                 room -= block.nbytes

@@ -54,15 +54,15 @@ PLACE_WORDS = {
     "table": ("on a table", "on a wooden table", "on the desk", "on wooden boards"),
 }
 RELATION_WORDS = {
-    "left": ("left of", "to the left of", "on the left of"),
-    "right": ("right of", "to the right of", "on the right of"),
+    "left": ("left of", "left of", "to the left of"),
+    "right": ("right of", "right of", "to the right of"),
     "above": ("above", "over", "higher than"),
     "below": ("below", "under", "beneath", "lower than"),
     "near": ("next to", "beside", "near", "close to"),
     "far": ("far from", "away from"),
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-OPENINGS = ("", "", "", "", "there is", "there 's", "here is", "we see", "a picture of", "this shows", "look ,")
+OPENINGS = (*[""] * 20, "there is", "there 's", "here is", "we see", "a picture of", "this shows", "look ,")
 GLUED = {",", ".", "!", ";", ":", "'s"}  # written without a space before
 
 
@@ -131,7 +131,7 @@ class Writer:
     def thing(self, i: int, article: str = "") -> Phrase:
         """A noun phrase for object ``i``: some of its attributes, before or behind the noun."""
         thing = self.things[i]
-        colour, texture = self.chance(0.92), self.chance(0.1 if thing.texture == "plain" else 0.6)
+        colour, texture = self.chance(0.92), self.chance(0.5 if thing.texture == "plain" else 0.85)
         size = self.chance(0.4)
         colour = colour or not (texture or size)
         behind: Phrase = []
@@ -174,7 +174,7 @@ class Writer:
         """What is said, before spelling: one of eight kinds of sentence."""
         order = [int(i) for i in self.rng.permutation(len(self.things))]
         a, b = order[:2]
-        kind = int(self.rng.choice(8, p=(0.35, 0.25, 0.2, 0.1, 0.05, 0.02, 0.01, 0.02)))
+        kind = int(self.rng.choice(8, p=(0.5, 0.15, 0.05, 0.1, 0.08, 0.03, 0.01, 0.08)))
         if kind == 0:
             return self.thing(a) + self.pick_relation(a, b) + self.thing(b)
         if kind == 1 and len(order) > 2:
@@ -190,7 +190,7 @@ class Writer:
             group, members = self.group()
             rest = [i for i in order if i not in members]
             if group and rest:
-                return group + say(self.pick(("and", "beside", "with") if False else ("and", "with"))) + self.thing(rest[0])
+                return group + say(self.pick(("and", "with"))) + self.thing(rest[0])
             if group:
                 return group
         if kind == 4 and corner(self.things[a]):
@@ -204,7 +204,7 @@ class Writer:
 
     def caption(self) -> Caption:
         atoms = self.body()
-        ground = self.background() if self.chance(0.4) else []
+        ground = self.background() if self.chance(0.3) else []
         atoms = ground + [(",", ())] + atoms if ground and self.chance(0.2) else atoms + ground
         if atoms[0][0] in ("a", "an", "one"):
             atoms = say(self.pick(OPENINGS)) + atoms

@@ -17,7 +17,7 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("sky", "grass", "sand", "night", "snow", "table")
 RADIUS = {"small": (0.080, 0.095), "large": (0.130, 0.155)}  # of the picture's side
 FAMILY = 2
-REGIONS = 12
+REGIONS = 10
 
 
 class Thing(NamedTuple):
@@ -54,11 +54,11 @@ def sample_scene(seed: int, index: int) -> Scene:
     """Scene ``index`` of ``seed``; a pure function of both."""
     family, member = divmod(index, FAMILY)
     rng = stream(seed, family, 100)
-    count = int(rng.choice((2, 3, 4, 5), p=(0.1, 0.3, 0.35, 0.25)))
+    count = int(rng.choice((2, 3, 4, 5), p=(0.15, 0.35, 0.35, 0.15)))
     bags = [
         rng.choice(SHAPES, count),
         rng.choice(COLOURS, count),
-        rng.choice(TEXTURES, count, p=(0.4, 0.2, 0.2, 0.2)),
+        rng.choice(TEXTURES, count, p=(0.25, 0.25, 0.25, 0.25)),
         rng.choice(SIZES, count, p=(0.45, 0.55)),
     ]
     background = str(rng.choice(BACKGROUNDS))
@@ -112,9 +112,9 @@ def sample_regions(scene: Scene, seed: int, index: int) -> Regions:
     boxes, confidence = [], []
     for thing in scene.things:
         exact = np.asarray(box_of(thing))
-        copies = int(rng.choice((0, 1, 2), p=(0.04, 0.8, 0.16)))
+        copies = int(rng.choice((0, 1, 2), p=(0.03, 0.87, 0.1)))
         for _ in range(copies):
-            boxes.append(exact + rng.normal(0, 0.16, 4) * thing.radius)
+            boxes.append(exact + rng.normal(0, 0.13, 4) * thing.radius)
             confidence.append(rng.uniform(0.4, 1.0))
     boxes.append(np.array((0.0, 0.0, 1.0, 1.0)))
     confidence.append(rng.uniform(0.0, 0.8))
