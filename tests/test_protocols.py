@@ -83,6 +83,7 @@ def test_chance_is_the_mean_over_random_rankings(number):
         np.testing.assert_allclose(got[:3], expected[:3], atol=2.5)
         assert got.meanr == pytest.approx(expected.meanr, rel=0.03)
         assert abs(got.medr - expected.medr) <= 1
+    assert table.chance(np.array([1, 1]))[0].medr == 1  # the median of ranks 0 and 1 is a half
     i2t, t2i = table.chance(np.full(100, 5))
     assert t2i == (pytest.approx(1), pytest.approx(5), pytest.approx(10), 50, 50.5)
     assert i2t.r1 == pytest.approx(1) and i2t.r10 == pytest.approx(100 * (1 - np.prod(1 - 5 / np.arange(500, 490, -1))))
@@ -119,6 +120,13 @@ def test_captions_of_an_image_are_drawn_together():
     one = made([(i2t, t2i, row)]).interval["t2i.r5"]
     five = made([(i2t, t2i.repeat(5), row.repeat(5))]).interval["t2i.r5"]
     assert five == pytest.approx(one)
+
+
+def test_recall_of_a_draw_is_over_the_captions_drawn():
+    number = np.arange(1, 21)
+    row = np.repeat(np.arange(20), number)
+    result = made([(np.zeros(20, int), np.zeros(len(row), int), row)], draws=50)
+    assert all(pair == pytest.approx((100, 100)) for name, pair in result.interval.items() if "." in name)
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])

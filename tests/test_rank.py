@@ -109,7 +109,11 @@ def test_non_finite_scores_are_an_error_that_names_the_item(value, blocked, arra
 
     scores = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
     run(scores)
-    for where, named in [((3, 10), "score of image 3 and caption 10 "), (2, "Every score of image 2 ")]:
+    for where, named in [
+        ((3, 10), "score of image 3 and caption 10 "),  # a positive
+        ((3, 1), "score of image 3 and caption 1 "),
+        (2, "Every score of image 2 "),
+    ]:
         broken = scores.copy()
         broken[where] = value
         with pytest.raises(NumericError, match=named):
@@ -154,7 +158,9 @@ def test_blocked_equals_whole(image_block, caption_block, kept, monkeypatch):
         assert next(iter(shapes))[0] <= image_block and next(iter(shapes))[1] <= caption_block
 
 
-def test_captions_in_image_order_are_scored_once():
+@pytest.mark.parametrize(("room", "twice"), [(1 << 20, 0), (3 * 10 * 8, 4), (0, 5)])
+def test_blocks_are_scored_once_while_those_with_positives_fit(room, twice, monkeypatch):
+    monkeypatch.setattr(rank, "KEPT", room)
     row = np.arange(40) // 5
     scores = np.random.default_rng(0).normal(size=(8, 40))
     calls = []
@@ -164,7 +170,7 @@ def test_captions_in_image_order_are_scored_once():
         return scores[image, caption]
 
     retrieval.blocked_ranks(block, row, 8, image_block=3, caption_block=11)
-    assert len(calls) == len(set(calls)) == 3 * 4
+    assert len(set(calls)) == 3 * 4 and len(calls) == 3 * 4 + twice
 
 
 def test_positives_are_masked_not_compared_across_products(monkeypatch):

@@ -64,12 +64,13 @@ def write(
     source: Mapping[str, Any],
     totals: Mapping[str, int] | None = None,
     report: Sequence[Mapping[str, Any]] = (),
+    extras: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Write a prepared data set and return its manifest; one image is held in memory at a time.
 
     A split without images is left out. ``source`` says where the data came from; ``totals`` (images a split) only
-    feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``. A finished
-    ``directory`` of the same ``source`` is left as it is. The work happens in ``<directory>.partial``, renamed when
+    feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``, and so do
+    ``extras``, further JSONL files by name. A finished ``directory`` of the same ``source`` is left as it is. The work happens in ``<directory>.partial``, renamed when
     complete.
 
     Raises:
@@ -93,7 +94,7 @@ def write(
         writer = Writer(partial, name)
         for split, items in splits.items():
             writer.add_split(split, items, (totals or {}).get(split, 0))
-        manifest = writer.close(_plain(source), report)
+        manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})})
         partial.rename(directory)
     except BaseException:  # an interrupt must not leave half a set behind either
         shutil.rmtree(partial, ignore_errors=True)

@@ -236,8 +236,8 @@ class Writer:
             raise DataError(f"{where}: a caption or the id is not valid Unicode.") from None
         return picture is not None
 
-    def close(self, source: Mapping[str, Any], report: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Write TFDS metadata, report and, last, the manifest, which is returned."""
+    def close(self, source: Mapping[str, Any], extras: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Write TFDS metadata, ``extras`` (JSONL files by name) and, last, the manifest, which is returned."""
         from tensorflow_datasets import folder_dataset
 
         if self.schema is None:
@@ -252,9 +252,10 @@ class Writer:
             disable_shuffling=True,
             description=f"{self.name}: images with their captions, prepared by xmodal_jax.",
         )
-        if report:
-            lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in report]
-            (self.directory / records.REPORT).write_text("".join(lines), encoding="utf-8")
+        for file, entries in extras.items():
+            if entries:
+                lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+                (self.directory / file).write_text("".join(lines), encoding="utf-8")
         manifest = {
             "format": "xmodal_jax data set",
             "version": records.VERSION,

@@ -119,3 +119,11 @@ def region_features(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     weave = np.maximum(p['texture'] @ random_layer(30, WEAVES) * 0.6 + 0.25, 0)
     both = p['colour'][:, :, None] * np.concatenate([outline, weave], axis=1)[:, None, :]
     return np.concatenate([2 * both.reshape(len(both), -1), p['texture'], p['place']], axis=1).astype(np.float16)
+
+
+QUARTERS = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]], np.float32)
+
+
+def global_feature(picture: np.ndarray) -> np.ndarray:
+    """One vector [F] of a whole picture [H, W, 3]: the mean over the picture and its quarters."""
+    return region_features(picture, QUARTERS).astype(np.float32).mean(axis=0).astype(np.float16)
