@@ -297,7 +297,6 @@ def test_wheel_works_outside_the_repository(installed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="demo command")
 def test_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
     outside(installed, "xmodal", "demo", "--tiny", "--workdir", str(tmp_path / "tiny demo"), cwd=tmp_path, timeout=500)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny demo"]

@@ -158,7 +158,7 @@ def test_blocked_equals_whole(image_block, caption_block, kept, monkeypatch):
         assert next(iter(shapes))[0] <= image_block and next(iter(shapes))[1] <= caption_block
 
 
-@pytest.mark.parametrize(("room", "twice"), [(1 << 20, 0), (3 * 10 * 8, 4), (0, 5)])
+@pytest.mark.parametrize(("room", "twice"), [(1 << 20, 0), (3 * 10 * 8, 5), (0, 6)])
 def test_blocks_are_scored_once_while_those_with_positives_fit(room, twice, monkeypatch):
     monkeypatch.setattr(rank, "KEPT", room)
     row = np.arange(40) // 5

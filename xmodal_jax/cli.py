@@ -141,6 +141,14 @@ def add_baseline(verbs) -> None:
     parser.add_argument("--json", type=Path, help="also write the table here")
 
 
+def add_bench(verbs) -> None:
+    parser = verb(verbs, "bench", "bench:main", "measure this machine", "xmodal bench pipeline --seconds 10")
+    parser.add_argument("what", choices=["pipeline"], help="pipeline: MB/s of 36 x 2048 float16 regions from disk")
+    parser.add_argument("--images", type=int, default=1500, help="records in the temporary set, 147 kB each")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+
+
 def add_show(verbs) -> None:
     parser = verb(verbs, "show", "show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
     parser.add_argument("workdir", type=Path)
@@ -161,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xmodal_jax {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (add_demo, add_data, add_train, add_eval, add_baseline, add_show, add_doctor):
+    for add in (add_demo, add_data, add_train, add_eval, add_baseline, add_bench, add_show, add_doctor):
         add(verbs)
     return parser
 

@@ -70,8 +70,8 @@ def write(
 
     A split without images is left out. ``source`` says where the data came from; ``totals`` (images a split) only
     feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``, and so do
-    ``extras``, further JSONL files by name. A finished ``directory`` of the same ``source`` is left as it is. The work happens in ``<directory>.partial``, renamed when
-    complete.
+    ``extras``, further JSONL files by name. A finished ``directory`` of the same ``source`` is left as it is. The work
+    happens in ``<directory>.partial``, renamed when complete.
 
     Raises:
       DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.

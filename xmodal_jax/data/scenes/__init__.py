@@ -1,4 +1,4 @@
-"""The built-in data set "scenes": rendered pictures of a few objects, captions, detector-like regions and their features.
+"""The built-in data set "scenes": rendered pictures of a few objects, captions, detector-like regions, features.
 
 Everything about scene ``index`` is a pure function of (seed, index), so a larger set begins with the smaller one.
 """
