@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 AnyArray = Array | np.ndarray
-Scalar = float | Float[Array, ""]
+Scalar = int | float | Float[Array, ""]
 
 
 def triplet(

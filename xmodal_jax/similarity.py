@@ -54,7 +54,7 @@ def order_root(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> F
     return order(image, text, root=True)
 
 
-def correspondence(row: jax.Array, n_images: int) -> Bool[Array, "b c"]:
+def correspondence(row: AnyArray, n_images: int) -> Bool[Array, "b c"]:
     """``positive[b, c]``: image b is the own image of caption c, from the captions' image rows [C]."""
     return jnp.arange(n_images)[:, None] == row[None, :]
 
