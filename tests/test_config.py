@@ -51,14 +51,14 @@ def test_the_readme_way_to_name_a_config():
 
 
 def test_saved_config_is_read_back_and_compared(tmp_path):
-    config = configs.load("vse.py:vse0,tiny")
+    config = configs.load("vse.py:vse0,f8k,tiny")
     configs.save(config, tmp_path / "config.json")
     again = configs.read(tmp_path)
     assert configs.flatten(again) == configs.flatten(config)
     configs.check_same(again, config, tmp_path)
-    free = configs.load("vse.py:vse0,tiny", ["--config.parallel=pmap", "--config.log.every_steps=1"])
+    free = configs.load("vse.py:vse0,f8k,tiny", ["--config.parallel=pmap", "--config.log.every_steps=1"])
     configs.check_same(again, free, tmp_path)
-    other = configs.load("vse.py:vse0,tiny", ["--config.optim.lr=0.5"])
+    other = configs.load("vse.py:vse0,f8k,tiny", ["--config.optim.lr=0.5"])
     with pytest.raises(CheckpointError, match=r"optim.lr: 0.0002 there, 0.5 here"):
         configs.check_same(again, other, tmp_path)
     with pytest.raises(CheckpointError, match="not a run folder"):
