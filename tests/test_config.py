@@ -69,7 +69,7 @@ def test_saved_config_is_read_back_and_compared(tmp_path):
 
 
 def test_stages_override_the_rest():
-    config = configs.load("vse.py")
+    config = configs.load("vse.py:f8k")
     config.stages = ({"epochs": 1.0}, {"epochs": 2.0, "optim": {"lr": 1e-5}, "keep_optimiser": True})
     first, second = configs.stages(config)
     assert (first.epochs, first.optim.lr, first.keep_optimiser) == (1.0, 2e-4, False)

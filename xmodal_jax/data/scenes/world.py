@@ -17,6 +17,7 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("sky", "grass", "sand", "night", "snow", "table")
 RADIUS = {"small": (0.080, 0.095), "large": (0.130, 0.155)}  # of the picture's side
 FAMILY = 2
+SCENE, PICTURE, CAPTIONS, REGIONS_DRAWN, BAG = range(5)  # parts of a scene with random numbers of their own
 REGIONS = 10
 
 
@@ -53,7 +54,7 @@ def stream(seed: int, index: int, part: int) -> np.random.Generator:
 def sample_scene(seed: int, index: int) -> Scene:
     """Scene ``index`` of ``seed``; a pure function of both."""
     family, member = divmod(index, FAMILY)
-    rng = stream(seed, family, 100)
+    rng = stream(seed, family, BAG)
     count = int(rng.choice((2, 3, 4, 5), p=(0.15, 0.35, 0.35, 0.15)))
     bags = [
         rng.choice(SHAPES, count),
@@ -62,7 +63,7 @@ def sample_scene(seed: int, index: int) -> Scene:
         rng.choice(SIZES, count, p=(0.45, 0.55)),
     ]
     background = str(rng.choice(BACKGROUNDS))
-    rng = stream(seed, index, 0)
+    rng = stream(seed, index, SCENE)
     if member:
         bags = [rng.permutation(bag) for bag in bags]
     if rng.random() < 0.5:
@@ -86,7 +87,7 @@ def place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, flo
             for _ in range(40):
                 x, y = rng.uniform(radius + 0.02, 0.98 - radius, 2).tolist()
                 near = zip(centres, radii, strict=False)
-                if all(np.hypot(x - a, y - b) > 0.97 * (radius + other) for (a, b), other in near):
+                if all(np.hypot(x - a, y - b) > 1.05 * (radius + other) for (a, b), other in near):
                     centres.append((x, y))
                     break
         if len(centres) == len(radii):
@@ -108,7 +109,7 @@ def overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def sample_regions(scene: Scene, seed: int, index: int) -> Regions:
     """What a detector would give: jittered boxes, some objects missed, some found twice, and windows on nothing."""
-    rng = stream(seed, index, 3)
+    rng = stream(seed, index, REGIONS_DRAWN)
     boxes, confidence = [], []
     for thing in scene.things:
         exact = np.asarray(box_of(thing))
