@@ -54,10 +54,14 @@ def get_config(arg: str | None = None) -> Config:
         config.optim.lr = 1e-3
         config.optim.schedule.kind = "constant"
         config.optim.clip_norm, config.optim.clip_tensor_norm = 0.0, 2.0
-    if data == "scenes":  # small pictures, few words: a narrower model with a higher rate learns them in minutes
-        config.model.embed_dim, config.epochs, config.optim.lr = 256, 12.0, 1e-3
-        config.optim.schedule.kind, config.optim.schedule.at = "staircase", (9.0,)
+    if data == "scenes":  # few words and small pictures: a narrow model with a high rate learns them in minutes
+        config.model.embed_dim, config.model.word_dim = 128, 128 if variant == "bow" else 64
+        config.epochs, config.optim.lr = 24.0, 2e-3
+        config.optim.schedule.kind, config.optim.schedule.factor = "staircase", 0.3
+        config.optim.schedule.at = (14.0, 20.0)
         config.data.dev_images = 0
+        if variant == "vsepp_warmup":
+            config.loss.warmup_epochs = 5.0
     if tiny:
         shrink(config)
         config.model.embed_dim = config.model.word_dim = 32

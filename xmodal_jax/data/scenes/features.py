@@ -20,6 +20,7 @@ from xmodal_jax.errors import DataError
 CELLS = 24  # a window is seen as this many cells a side
 HUES = 8
 PLACES = 5  # marks along a side of the picture
+EDGE = 25  # the least difference of neighbouring pixels, of 255, that counts as an edge
 REFERENCE_SEED, REFERENCE_SCENES = 1_000_000_007, 120  # what the detector is fitted to; no data set has this seed
 ATTRIBUTES = (world.SHAPES, world.COLOURS, world.TEXTURES, world.SIZES)
 PRODUCTS = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3))  # which kinds of responses are multiplied
@@ -211,8 +212,6 @@ def propose_boxes(picture: np.ndarray, most: int = 12) -> np.ndarray:
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return boxes[np.sort(np.argsort(-area, kind="stable")[:most])].astype(np.float32)
 
-
-EDGE = 40
 
 
 def global_feature(picture: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("sky", "grass", "sand", "night", "snow", "table")
 RADIUS = {"small": (0.080, 0.095), "large": (0.130, 0.155)}  # of the picture's side
 FAMILY = 2
-SCENE, PICTURE, CAPTIONS, REGIONS_DRAWN, BAG = range(5)  # parts of a scene with random numbers of their own
+SCENE, PICTURE, CAPTIONS, BOXES, BAG = range(5)  # parts of a scene with random numbers of their own
 REGIONS = 10
 
 
@@ -109,7 +109,7 @@ def overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def sample_regions(scene: Scene, seed: int, index: int) -> Regions:
     """What a detector would give: jittered boxes, some objects missed, some found twice, and windows on nothing."""
-    rng = stream(seed, index, REGIONS_DRAWN)
+    rng = stream(seed, index, BOXES)
     boxes, confidence = [], []
     for thing in scene.things:
         exact = np.asarray(box_of(thing))
