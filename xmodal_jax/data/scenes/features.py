@@ -21,6 +21,8 @@ CELLS = 24  # a window is seen as this many cells a side
 HUES = 8
 PLACES = 5  # marks along a side of the picture
 EDGE = 25  # the least difference of neighbouring pixels, of 255, that counts as an edge
+GRID = 64  # boxes are proposed on a grid of this many cells a side
+WHOLE = np.array([(0, 0, 1, 1)], np.float32)
 REFERENCE_SEED, REFERENCE_SCENES = 1_000_000_007, 120  # what the detector is fitted to; no data set has this seed
 ATTRIBUTES = (world.SHAPES, world.COLOURS, world.TEXTURES, world.SIZES)
 PRODUCTS = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3))  # which kinds of responses are multiplied
@@ -39,8 +41,8 @@ def check_input(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.
     return picture, boxes
 
 
-def cut(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Area averages of windows: picture uint8 [H, W, 3], boxes [R, 4] in 0..1 -> [R, CELLS, CELLS, 3] in 0..1.
+def cut(picture: np.ndarray, boxes: np.ndarray, cells: int = CELLS) -> np.ndarray:
+    """Area averages of windows: picture uint8 [H, W, 3], boxes [R, 4] in 0..1 -> [R, cells, cells, 3] in 0..1.
 
     Each cell is the mean of the picture under it (by the summed-area table, Crow 1984), so pixels outside a box have
     no influence. Windows are at least a pixel wide.
@@ -51,23 +53,24 @@ def cut(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     def edges(low: np.ndarray, high: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low = np.clip(low.astype(np.float64) * pixels, 0, pixels - 1)
         span = np.maximum(np.minimum(high * pixels, pixels) - low, 1)
-        at = low[:, None] + span[:, None] * np.linspace(0, 1, CELLS + 1)
+        at = low[:, None] + span[:, None] * np.linspace(0, 1, cells + 1)
         whole = np.minimum(at.astype(np.int64), pixels - 1)
-        return whole, (at - whole)[..., None, None], span / CELLS
+        return whole, (at - whole)[..., None, None], span / cells
 
     row, part, height = edges(boxes[:, 1], boxes[:, 3], picture.shape[0])
     sums = table[row] * (1 - part) + table[row + 1] * part
     column, part, width = edges(boxes[:, 0], boxes[:, 2], picture.shape[1])
     region = np.arange(len(boxes))[:, None]
     sums = sums[region, :, column] * (1 - part) + sums[region, :, column + 1] * part
-    cells = np.diff(np.diff(sums, axis=1), axis=2).swapaxes(1, 2)
-    return (cells / (255 * height * width)[:, None, None, None]).astype(np.float32)
+    means = np.diff(np.diff(sums, axis=1), axis=2).swapaxes(1, 2)
+    return (means / (255 * height * width)[:, None, None, None]).astype(np.float32)
 
 
 def pool(maps: np.ndarray, grid: int) -> np.ndarray:
     """Mean over a ``grid`` x ``grid`` partition: [R, S, S, K] -> [R, grid, grid, K]."""
     regions, side, _, channels = maps.shape
-    return maps.reshape(regions, grid, side // grid, grid, side // grid, channels).mean(axis=(2, 4))
+    step = side // grid
+    return maps.reshape(regions, grid, step, grid, step, channels).sum(2).sum(3) / np.float32(step * step)
 
 
 def flat(maps: np.ndarray) -> np.ndarray:
@@ -86,8 +89,8 @@ def soft_bins(turns: np.ndarray, bins: int) -> np.ndarray:
 
 def colour_votes(window: np.ndarray) -> np.ndarray:
     """Votes for hues (weighted by chroma) and for dark, middle and light greys: [..., 3] in 0..1 -> [..., HUES + 3]."""
-    high, low = window.max(-1), window.min(-1)
     red, green, blue = window[..., 0], window[..., 1], window[..., 2]
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     hue = np.arctan2(math.sqrt(3) * (green - blue), 2 * red - green - blue) / (2 * math.pi)
     chroma = np.clip(1.6 * (high - low), 0, 1)[..., None]
     light = np.maximum(1 - np.abs(2 * high[..., None] - np.arange(3, dtype=np.float32)), 0)
@@ -100,7 +103,8 @@ def outline(window: np.ndarray) -> np.ndarray:
     The edges are histograms of oriented gradients (Dalal and Triggs 2005) on a 4 x 4 grid.
     """
     rim = np.concatenate([window[:, 0], window[:, -1], window[:, :, 0], window[:, :, -1]], axis=1)
-    figure = np.linalg.norm(window - np.median(rim, axis=1)[:, None, None], axis=-1)
+    apart = window - np.median(rim, axis=1)[:, None, None]
+    figure = np.sqrt(np.einsum("rijc,rijc->rij", apart, apart))
     down, right = np.gradient(figure, axis=(1, 2))
     votes = soft_bins(np.arctan2(down, right) / math.pi, 8) * np.hypot(down, right)[..., None]
     silhouette = unit(flat(pool(figure[..., None], 8)), 3.0)
@@ -120,7 +124,8 @@ def spectrum_bins() -> np.ndarray:
 def texture_spectrum(window: np.ndarray) -> np.ndarray:
     """Strength of the middle's waves by wavelength and orientation: [R, CELLS, CELLS, 3] -> [R, 30]."""
     edge = (CELLS - 16) // 2
-    grey = window[:, edge:-edge, edge:-edge].mean(-1)
+    middle = window[:, edge:-edge, edge:-edge]
+    grey = (middle[..., 0] + middle[..., 1] + middle[..., 2]) / 3
     fade = np.hanning(16).astype(np.float32)
     waves = np.fft.rfft2((grey - grey.mean((1, 2), keepdims=True)) * np.outer(fade, fade))
     return np.sqrt(flat(np.abs(waves).astype(np.float32)) @ spectrum_bins()) / 6
@@ -171,15 +176,8 @@ def detector() -> tuple[np.ndarray, np.ndarray]:
     return weights, outputs.mean(0) - mean @ weights
 
 
-def region_features(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Features of windows: picture uint8 [H, W, 3], boxes [R, 4] (x1, y1, x2, y2 in 0..1) -> float16 [R, F].
-
-    F is the sum of :data:`FEATURES`. Pixels outside a box do not change its row.
-
-    Raises:
-      DataError: the picture or the boxes have another form.
-    """
-    picture, boxes = check_input(picture, boxes)
+def respond(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Features of windows of a checked picture: [R, F] float64."""
     found = describe(picture, boxes)
     weights, offsets = detector()
     scores = found.rows() @ weights + offsets
@@ -189,36 +187,46 @@ def region_features(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     kinds = np.split(np.clip((scores - 0.2) / 0.6, 0, 1), ends[:-1], axis=1)
     products = [flat(kinds[a][:, :, None] * kinds[b][:, None, :]) for a, b in PRODUCTS]
     rim = flat(found["colour"]).reshape(len(boxes), 9, -1)[:, (0, 2, 6, 8)].mean(1)
-    parts = (*kinds, objectness, *products, 0.5 * rim, 0.5 * found["place"] * objectness)
-    return np.concatenate(parts, axis=1).astype(np.float16)
+    return np.concatenate([*kinds, objectness, *products, 0.5 * rim, 0.5 * found["place"] * objectness], axis=1)
 
 
 def propose_boxes(picture: np.ndarray, most: int = 12) -> np.ndarray:
     """Boxes [P, 4] of what stands out by sharp closed edges, from pixels alone; the whole picture where nothing does."""
-    picture, _ = check_input(picture, np.zeros((0, 4)))
-    height, width, _ = picture.shape
-    level = picture.astype(np.int16)
-    edge = np.zeros((height + 2, width + 2), bool)
-    edge[2:-1, 1:-1] |= np.abs(np.diff(level, axis=0)).max(-1) > EDGE
-    edge[1:-1, 2:-1] |= np.abs(np.diff(level, axis=1)).max(-1) > EDGE
-    edge[1:-1, 1:-1] = ndimage.binary_closing(edge)[1:-1, 1:-1]
-    ground, _ = ndimage.label(~edge)
-    inside = ndimage.binary_opening(ground != ground[0, 0], iterations=3)[1:-1, 1:-1]
+    level = np.ascontiguousarray(picture.transpose(2, 0, 1), np.int16)
+    edge = np.zeros(picture.shape[:2], bool)
+    edge[1:] |= np.abs(np.diff(level, axis=1)).max(0) > EDGE
+    edge[:, 1:] |= np.abs(np.diff(level, axis=2)).max(0) > EDGE
+    for axis, pixels in enumerate(picture.shape[:2]):
+        edge = np.logical_or.reduceat(edge, np.arange(GRID) * pixels // GRID, axis=axis)
+    closed = np.pad(edge, 1)
+    ground, _ = ndimage.label(~closed)
+    inside = ndimage.binary_opening(ground != ground[0, 0], np.ones((3, 3)))[1:-1, 1:-1]
     blobs, _ = ndimage.label(inside)
     spans = [(s[1].start, s[0].start, s[1].stop, s[0].stop) for s in ndimage.find_objects(blobs)]
-    boxes = np.asarray(spans, np.float32).reshape(-1, 4) / (width, height, width, height)
-    if not len(boxes):
-        return np.array([(0, 0, 1, 1)], np.float32)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return boxes[np.sort(np.argsort(-area, kind="stable")[:most])].astype(np.float32)
+    return np.asarray(spans, np.float32).reshape(-1, 4)[:most] / GRID if spans else WHOLE
 
+
+def picture_features(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`region_features` and :func:`global_feature` of one picture in one go."""
+    picture, boxes = check_input(picture, boxes)
+    rows = respond(picture, np.concatenate([boxes, propose_boxes(picture), WHOLE]))
+    total = rows[len(boxes) : -1].sum(0) / 2
+    ground = slice(sum(FEATURES[:2]), sum(FEATURES[:3]))
+    total[ground] = rows[-1, ground]
+    return rows[: len(boxes)].astype(np.float16), total.astype(np.float16)
+
+
+def region_features(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Features of windows: picture uint8 [H, W, 3], boxes [R, 4] (x1, y1, x2, y2 in 0..1) -> float16 [R, F].
+
+    F is the sum of :data:`FEATURES`. Pixels outside a box do not change its row.
+
+    Raises:
+      DataError: the picture or the boxes have another form.
+    """
+    return respond(*check_input(picture, boxes)).astype(np.float16)
 
 
 def global_feature(picture: np.ndarray) -> np.ndarray:
-    """Feature of a whole picture: uint8 [H, W, 3] -> float16 [F]: the sum over proposed boxes, and the ground's colours."""
-    boxes = propose_boxes(picture)
-    rows = region_features(picture, np.concatenate([boxes, [(0, 0, 1, 1)]])).astype(np.float32)
-    total = rows[:-1].sum(0)
-    rim = slice(sum(FEATURES[:2]), sum(FEATURES[:3]))
-    total[rim] = rows[-1, rim]
-    return (total / 2).astype(np.float16)
+    """Feature of a whole picture, uint8 [H, W, 3] -> float16 [F]: proposed boxes summed, and the ground's colours."""
+    return picture_features(picture, np.zeros((0, 4), np.float32))[1]
