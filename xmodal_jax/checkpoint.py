@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,11 @@ class Checkpoints:
             self.wait()
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
-        shutil.rmtree(self.folder / str(step), ignore_errors=True)
-        for left in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for _ in range(20):  # other parts of the same save may still be writing in the background
+            left = [self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.1)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         safe = [s for s in sorted(self._sealed()) if s != step]
         last = f"step {safe[-1]:,} is the last good one" if safe else "no earlier step is saved"
