@@ -51,7 +51,7 @@ def items(indices: range, seed: int, folder: Path, truth: list[dict[str, Any]]) 
     """The scenes of a split; appends to ``truth`` as it goes."""
     from PIL import Image
 
-    from xmodal_jax.data.scenes.features import global_feature, region_features
+    from xmodal_jax.data.scenes.features import picture_features
     from xmodal_jax.data.scenes.language import write_captions
     from xmodal_jax.data.scenes.render import draw
     from xmodal_jax.data.scenes.world import sample_regions, sample_scene, stream
@@ -64,7 +64,8 @@ def items(indices: range, seed: int, folder: Path, truth: list[dict[str, Any]]) 
         name = f"scene_{seed}_{index:06d}"
         path = folder / f"{name}.png"
         Image.fromarray(picture).save(path, compress_level=1)
-        features = {"region": region_features(picture, regions.boxes), "global": global_feature(picture)}
+        region, whole = picture_features(picture, regions.boxes)
+        features = {"region": region, "global": whole}
         truth.append(
             {
                 "id": name,
