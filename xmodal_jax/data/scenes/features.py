@@ -9,7 +9,9 @@ attention") does for photographs. Products of responses answer to combinations (
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -117,7 +119,7 @@ def spectrum_bins() -> np.ndarray:
     down, right = np.meshgrid(np.fft.fftfreq(16) * 16, np.arange(9), indexing="ij")
     radius, turns = np.hypot(down, right).ravel(), np.arctan2(down, right).ravel() / math.pi
     edges = (1, 2, 3, 4.5, 6.5, 9)
-    rings = np.stack([(radius >= low) & (radius < high) for low, high in zip(edges, edges[1:], strict=False)], axis=1)
+    rings = np.stack([(radius >= low) & (radius < high) for low, high in itertools.pairwise(edges)], axis=1)
     return (rings[:, :, None] * soft_bins(turns, 6)[:, None, :]).reshape(16 * 9, 30).astype(np.float32)
 
 
@@ -158,7 +160,7 @@ def describe(picture: np.ndarray, boxes: np.ndarray) -> Description:
 
 @functools.cache
 def detector() -> tuple[np.ndarray, np.ndarray]:
-    """Weights [descriptors, attributes] and offsets, fitted to reference scenes by ridge regression (a second or two)."""
+    """Weights [descriptors, attributes] and offsets, fitted to reference scenes by ridge regression (in seconds)."""
     rows, wanted = [], []
     for index in range(0, REFERENCE_SCENES * world.FAMILY, world.FAMILY):
         scene = world.sample_scene(REFERENCE_SEED, index)
@@ -191,7 +193,7 @@ def respond(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def propose_boxes(picture: np.ndarray, most: int = 12) -> np.ndarray:
-    """Boxes [P, 4] of what stands out by sharp closed edges, from pixels alone; the whole picture where nothing does."""
+    """Boxes [P, 4] of what stands out by sharp closed edges; the whole picture where nothing does."""
     level = np.ascontiguousarray(picture.transpose(2, 0, 1), np.int16)
     edge = np.zeros(picture.shape[:2], bool)
     edge[1:] |= np.abs(np.diff(level, axis=1)).max(0) > EDGE
@@ -199,9 +201,10 @@ def propose_boxes(picture: np.ndarray, most: int = 12) -> np.ndarray:
     for axis, pixels in enumerate(picture.shape[:2]):
         edge = np.logical_or.reduceat(edge, np.arange(GRID) * pixels // GRID, axis=axis)
     closed = np.pad(edge, 1)
-    ground, _ = ndimage.label(~closed)
+    label: Any = ndimage.label  # its stubs lose that it returns a pair
+    ground, _ = label(~closed)
     inside = ndimage.binary_opening(ground != ground[0, 0], np.ones((3, 3)))[1:-1, 1:-1]
-    blobs, _ = ndimage.label(inside)
+    blobs, _ = label(inside)
     spans = [(s[1].start, s[0].start, s[1].stop, s[0].stop) for s in ndimage.find_objects(blobs)]
     return np.asarray(spans, np.float32).reshape(-1, 4)[:most] / GRID if spans else WHOLE
 

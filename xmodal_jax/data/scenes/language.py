@@ -1,41 +1,39 @@
 """Captions: a small grammar that says true things about a scene, and which word speaks of which object.
 
 A phrase is a list of atoms ``(word, objects)``: one token of the tokenizer with the indices of the objects it
-describes. Phrases are joined into a sentence, spelled with some variety of case and punctuation.
+describes. Phrases are joined into a sentence, which is spelled with some variety of case and punctuation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from xmodal_jax.data.scenes.world import Scene, Thing, stream
+from xmodal_jax.data.scenes.world import CAPTIONS, Scene, Thing, stream
 
-CAPTIONS = 5
+T = TypeVar("T")
 Phrase = list[tuple[str, tuple[int, ...]]]
 
+CAPTIONS_PER_SCENE = 5
+# A word that stands several times is said that much more often.
 SHAPE_WORDS = {
     "circle": ("circle", "circle", "disc", "ball"),
     "square": ("square", "square", "box", "block"),
     "triangle": ("triangle", "triangle", "pyramid"),
     "star": ("star",),
     "cross": ("cross", "cross", "plus"),
-    "ring": ("ring", "ring", "hoop", "donut"),
     "heart": ("heart",),
-    "moon": ("moon", "crescent"),
 }
-PLURALS = {"cross": "crosses", "box": "boxes", "plus": "pluses", "disc": "discs"}
+ANY_SHAPE = ("shape", "thing", "object")
 COLOUR_WORDS = {
     "red": ("red", "red", "crimson"),
-    "orange": ("orange",),
     "yellow": ("yellow", "yellow", "golden"),
     "green": ("green", "green", "emerald"),
     "blue": ("blue", "blue", "azure"),
     "purple": ("purple", "violet"),
     "white": ("white", "white", "pale"),
-    "black": ("black", "black", "dark"),
 }
 TEXTURE_WORDS = {
     "plain": ("plain", "solid"),
@@ -45,7 +43,7 @@ TEXTURE_WORDS = {
 }
 TEXTURE_NOUNS = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-PLACE_WORDS = {
+GROUND_WORDS = {
     "sky": ("in the sky", "against the sky", "up in the air", "among the clouds"),
     "grass": ("on the grass", "on a lawn", "in a meadow", "on the lawn"),
     "sand": ("on the sand", "on a beach", "at the beach", "in the desert"),
@@ -62,8 +60,9 @@ RELATION_WORDS = {
     "far": ("far from", "away from"),
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-OPENINGS = (*[""] * 20, "there is", "there 's", "here is", "we see", "a picture of", "this shows", "look ,")
-GLUED = {",", ".", "!", ";", ":", "'s"}  # written without a space before
+OPENINGS = ("there is", "there 's", "here is", "we see", "a picture of", "this shows", "look ,")
+ENDINGS = (".", ".", ".", ".", "", "", "", "!")
+GLUED = {",", ".", "!", "'s"}  # written without a space before
 
 
 class Caption(NamedTuple):
@@ -75,6 +74,10 @@ class Caption(NamedTuple):
 
 def say(text: str, *objects: int) -> Phrase:
     return [(word, objects) for word in text.split()]
+
+
+def plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("s", "x")) else "s")
 
 
 def relations(a: Thing, b: Thing) -> list[str]:
@@ -105,111 +108,103 @@ def corner(thing: Thing) -> str:
     return "in the middle" if max(abs(thing.x - 0.5), abs(thing.y - 0.5)) < 0.12 else ""
 
 
-def plural(noun: str) -> str:
-    return PLURALS.get(noun, noun + "s")
+def alike(things: Sequence[Thing]) -> list[tuple[str, str, list[int]]]:
+    """Every (shape or "", colour or "", members) that two or more objects have in common."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, thing in enumerate(things):
+        for key in ((thing.shape, ""), ("", thing.colour), (thing.shape, thing.colour)):
+            groups.setdefault(key, []).append(i)
+    return [(shape, colour, members) for (shape, colour), members in groups.items() if len(members) > 1]
 
 
-class Writer:
-    """Writes one caption of a scene with its own random numbers."""
+class Speaker:
+    """Makes phrases about one scene with its own random numbers."""
 
     def __init__(self, scene: Scene, rng: np.random.Generator):
         self.scene, self.things, self.rng = scene, scene.things, rng
 
-    def pick(self, choices: Sequence[str]) -> str:
-        return choices[int(self.rng.integers(len(choices)))]
+    def pick(self, choices: Sequence[T]) -> T:
+        return choices[int(self.rng.random() * len(choices))]
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def pick_relation(self, a: int, b: int) -> Phrase:
-        known = relations(self.things[a], self.things[b])
-        return say(self.pick(RELATION_WORDS[self.pick(known)])) if known else say("and")
+    def relation(self, names: Sequence[str]) -> Phrase:
+        return say(self.pick(RELATION_WORDS[self.pick(names)])) if names else say("and")
 
-    def background(self) -> Phrase:
-        return say(self.pick(PLACE_WORDS[self.scene.background]))
-
-    def thing(self, i: int, article: str = "") -> Phrase:
+    def thing(self, i: int) -> Phrase:
         """A noun phrase for object ``i``: some of its attributes, before or behind the noun."""
         thing = self.things[i]
-        colour, texture = self.chance(0.92), self.chance(0.5 if thing.texture == "plain" else 0.85)
-        size = self.chance(0.4)
-        colour = colour or not (texture or size)
+        plain = thing.texture == "plain"
+        before = [self.pick(SIZE_WORDS[thing.size])] if self.chance(0.4) else []
         behind: Phrase = []
-        before: list[str] = []
-        if size:
-            before.append(self.pick(SIZE_WORDS[thing.size]))
-        if texture:
-            if thing.texture != "plain" and self.chance(0.3):
+        if self.chance(0.5 if plain else 0.85):
+            if not plain and self.chance(0.3):
                 behind = [("with", ()), (TEXTURE_NOUNS[thing.texture], (i,))]
             else:
                 before.append(self.pick(TEXTURE_WORDS[thing.texture]))
-        if colour:
-            word = self.pick(COLOUR_WORDS[thing.colour])
+        if self.chance(0.92) or not (before or behind):
+            colour = self.pick(COLOUR_WORDS[thing.colour])
             if not behind and self.chance(0.1):
-                behind = [("in", ()), (word, (i,))]
+                behind = [("in", ()), (colour, (i,))]
             else:
-                before.append(word)
-        noun = self.pick(("shape", "thing", "object")) if self.chance(0.04) else self.pick(SHAPE_WORDS[thing.shape])
-        words = [*before, noun]
-        article = article or self.pick(("a", "a", "a", "the", "one"))
+                before.append(colour)
+        words = [*before, self.pick(ANY_SHAPE if self.chance(0.04) else SHAPE_WORDS[thing.shape])]
+        article = self.pick(("a", "a", "a", "the", "one"))
         if article == "a" and words[0][0] in "aeiou":
             article = "an"
         return [(article, ()), *((word, (i,)) for word in words), *behind]
 
-    def group(self) -> tuple[Phrase, list[int]]:
-        """A count of objects that share their shape, their colour or both; empty when none do."""
-        groups: dict[tuple[str, str], list[int]] = {}
-        for i, thing in enumerate(self.things):
-            for key in ((thing.shape, ""), ("", thing.colour), (thing.shape, thing.colour)):
-                groups.setdefault(key, []).append(i)
-        shared = [(key, members) for key, members in groups.items() if len(members) > 1]
-        if not shared:
-            return [], []
-        (shape, colour), members = shared[int(self.rng.integers(len(shared)))]
-        words = [self.pick(COLOUR_WORDS[colour])] if colour else []
-        words.append(plural(self.pick(SHAPE_WORDS[shape])) if shape else self.pick(("shapes", "things", "objects")))
-        return say(" ".join((NUMBERS[len(members)], *words)), *members), members
+    def group(self, shape: str, colour: str, members: Sequence[int]) -> Phrase:
+        """ "two red squares", "three hearts", "two blue things"."""
+        words = [NUMBERS[len(members)]]
+        words += [self.pick(COLOUR_WORDS[colour])] if colour else []
+        words.append(plural(self.pick(SHAPE_WORDS[shape] if shape else ANY_SHAPE)))
+        return say(" ".join(words), *members)
+
+    def pair(self, a: int, b: int) -> Phrase:
+        return self.thing(a) + self.relation(relations(self.things[a], self.things[b])) + self.thing(b)
+
+    def third(self, a: int, b: int, c: int) -> Phrase:
+        """A pair and one more object; "it" may mean either of the pair, so the relation holds to both."""
+        phrase = self.pair(a, b) + say(self.pick(("and", ", with"))) + self.thing(c)
+        to_both = [
+            name
+            for name in relations(self.things[c], self.things[a])
+            if name in relations(self.things[c], self.things[b])
+        ]
+        return phrase + self.relation(to_both) + say("it") if to_both and self.chance(0.5) else phrase
 
     def body(self) -> Phrase:
-        """What is said, before spelling: one of eight kinds of sentence."""
-        order = [int(i) for i in self.rng.permutation(len(self.things))]
-        a, b = order[:2]
-        kind = int(self.rng.choice(8, p=(0.5, 0.15, 0.05, 0.1, 0.08, 0.03, 0.01, 0.08)))
-        if kind == 0:
-            return self.thing(a) + self.pick_relation(a, b) + self.thing(b)
-        if kind == 1 and len(order) > 2:
-            listed = self.thing(a) + [(",", ())] + self.thing(b)
-            return listed + [("and", ())] + self.thing(order[2])
-        if kind == 2 and len(order) > 2:
-            c = order[2]
-            more = say("and") + self.thing(c) if self.chance(0.5) else say(", with") + self.thing(c)
-            if relations(self.things[c], self.things[a]) and self.chance(0.5):
-                more += self.pick_relation(c, a) + say("it")
-            return self.thing(a) + self.pick_relation(a, b) + self.thing(b) + more
-        if kind == 3:
-            group, members = self.group()
-            rest = [i for i in order if i not in members]
-            if group and rest:
-                return group + say(self.pick(("and", "with"))) + self.thing(rest[0])
-            if group:
-                return group
-        if kind == 4 and corner(self.things[a]):
-            return self.thing(a) + say(corner(self.things[a])) + say("and") + self.thing(b)
-        if kind == 5:
-            total = NUMBERS[len(order)]
-            return say(f"{total} {self.pick(('shapes', 'things', 'objects'))} , one is") + self.thing(a)
-        if kind == 6 and corner(self.things[a]):
-            return self.thing(a) + say(corner(self.things[a]))
-        return self.thing(a) + say("and") + self.thing(b)
+        """What is said, before spelling. Kinds of sentence that the scene has no matter for fall back on a pair."""
+        order = np.argsort(self.rng.random(len(self.things))).tolist()
+        a, b, rest = order[0], order[1], order[2:]
+        kind, where, groups = self.rng.random(), corner(self.things[a]), alike(self.things)
+        if kind < 0.15 and rest:
+            return self.thing(a) + [(",", ())] + self.thing(b) + say("and") + self.thing(rest[0])
+        if kind < 0.2 and rest:
+            return self.third(a, b, rest[0])
+        if kind < 0.3 and groups:
+            group = self.pick(groups)
+            others = [i for i in order if i not in group[2]]
+            return self.group(*group) + (say(self.pick(("and", "with"))) + self.thing(others[0]) if others else [])
+        if kind < 0.34:
+            return say(f"{NUMBERS[len(order)]} {plural(self.pick(ANY_SHAPE))} , also") + self.thing(a)
+        if kind < 0.36 and where:
+            return self.thing(a) + say(where)
+        if kind < 0.46 and where:
+            return self.thing(a) + say(where) + say("and") + self.thing(b)
+        return self.pair(a, b)
 
     def caption(self) -> Caption:
         atoms = self.body()
-        ground = self.background() if self.chance(0.3) else []
-        atoms = ground + [(",", ())] + atoms if ground and self.chance(0.2) else atoms + ground
-        if atoms[0][0] in ("a", "an", "one"):
-            atoms = say(self.pick(OPENINGS)) + atoms
-        ending = self.pick((".", ".", ".", ".", "", "", "", "!"))
-        atoms = atoms + say(ending)
+        opening = say(self.pick(OPENINGS)) if self.chance(0.2) and atoms[0][0] in ("a", "an", "one") else []
+        ground = say(self.pick(GROUND_WORDS[self.scene.background])) if self.chance(0.3) else []
+        if ground and not opening and self.chance(0.25):
+            atoms = ground + [(",", ())] + atoms
+        else:
+            atoms = opening + atoms + ground
+        atoms = atoms + say(self.pick(ENDINGS))
         text = "".join(word if word in GLUED else " " + word for word, _ in atoms).strip()
         spelling = self.rng.random()
         text = text.upper() if spelling < 0.02 else text[0].upper() + text[1:] if spelling < 0.7 else text
@@ -218,9 +213,9 @@ class Writer:
 
 def write_captions(scene: Scene, seed: int, index: int) -> list[Caption]:
     """Five different captions of scene ``index``; a pure function of the scene, ``seed`` and ``index``."""
-    writer = Writer(scene, stream(seed, index, 2))
+    speaker = Speaker(scene, stream(seed, index, CAPTIONS))
     captions: dict[str, Caption] = {}
-    while len(captions) < CAPTIONS:
-        caption = writer.caption()
+    while len(captions) < CAPTIONS_PER_SCENE:
+        caption = speaker.caption()
         captions.setdefault(caption.text.lower(), caption)
     return list(captions.values())

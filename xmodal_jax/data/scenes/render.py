@@ -12,13 +12,11 @@ from xmodal_jax.data.scenes.world import Scene, Thing
 SIDE = 128
 PAINT = {
     "red": (222, 40, 48),
-    "orange": (247, 132, 24),
     "yellow": (250, 218, 40),
     "green": (40, 166, 74),
     "blue": (36, 98, 222),
     "purple": (140, 58, 188),
     "white": (246, 246, 246),
-    "black": (34, 34, 40),
 }
 TURN = np.arange(10) * np.pi / 5
 POLYGONS = {
@@ -49,10 +47,6 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Signed distance to a shape of radius about 1 around the origin, negative inside; v points down."""
     if shape == "circle":
         return np.hypot(u, v) - 1
-    if shape == "ring":
-        return np.abs(np.hypot(u, v) - 0.74) - 0.26
-    if shape == "moon":
-        return np.maximum(np.hypot(u, v) - 1, 0.82 - np.hypot(u - 0.52, v + 0.1))
     edge = polygon_distance(u, v, POLYGONS[shape])
     if shape == "heart":
         edge = np.minimum(edge, np.hypot(np.abs(u) - 0.46, v + 0.34) - 0.54)
@@ -86,7 +80,7 @@ def smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarra
 
 def blend(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndarray:
     share = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None, None]
-    column = np.float32(top) * (1 - share) + np.float32(bottom) * share
+    column = np.asarray(top, np.float32) * (1 - share) + np.asarray(bottom, np.float32) * share
     return np.repeat(column, SIDE, axis=1)
 
 
@@ -96,8 +90,8 @@ def draw_background(background: str, rng: np.random.Generator) -> np.ndarray:
         cloud = np.clip(smooth_noise(rng, 5, 4) + 0.5 * smooth_noise(rng, 11, 7), 0, 1)[..., None]
         return blend((96, 170, 236), (196, 226, 250)) * (1 - cloud) + 250 * cloud
     if background == "grass":
-        return blend((120, 190, 84), (70, 148, 52)) + 16 * smooth_noise(rng, 24, 80)[..., None] * np.float32(
-            (0.7, 1, 0.5)
+        return blend((120, 190, 84), (70, 148, 52)) + 16 * smooth_noise(rng, 24, 80)[..., None] * np.array(
+            (0.7, 1, 0.5), np.float32
         )
     if background == "sand":
         return blend((238, 214, 164), (220, 188, 130)) + 9 * smooth_noise(rng, 40, 6)[..., None]
@@ -135,9 +129,8 @@ def draw_thing(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> No
     pattern = texture_pattern(thing.texture, u, v, 1 / radius)[..., None]
     body = paint * (1 - pattern) + tone * pattern
     body *= 1 - 0.13 * np.clip(x + y, -1, 1)[..., None]
-    line = np.float32(110) if thing.colour == "black" else paint * 0.45
     rim = np.clip(0.5 + edge + 1.5, 0, 1)[..., None]
-    body = body * (1 - rim) + line * rim
+    body = body * (1 - rim) + paint * 0.45 * rim
     cover = np.clip(0.5 - edge, 0, 1)[..., None]
     patch *= 1 - cover
     patch += body * cover
