@@ -10,7 +10,7 @@ from xmodal_jax.data.records import open_dataset, verify
 from xmodal_jax.data.scenes.features import global_feature, region_features
 from xmodal_jax.data.scenes.language import write_captions
 from xmodal_jax.data.scenes.render import draw
-from xmodal_jax.data.scenes.world import box_of, sample_regions, sample_scene, stream
+from xmodal_jax.data.scenes.world import PICTURE, sample_regions, sample_scene, stream
 from xmodal_jax.data.text import tokenize
 from xmodal_jax.errors import DataError, UsageError
 
@@ -26,14 +26,18 @@ def test_a_scene_depends_on_seed_and_index_alone():
     for index in (0, 7):
         one, two = sample_scene(3, index), sample_scene(3, index)
         assert one == two
-        np.testing.assert_array_equal(draw(one, stream(3, index, 1)), draw(two, stream(3, index, 1)))
+        np.testing.assert_array_equal(draw(one, stream(3, index, PICTURE)), draw(two, stream(3, index, PICTURE)))
         assert write_captions(one, 3, index) == write_captions(two, 3, index)
     assert sample_scene(3, 0) != sample_scene(4, 0)
 
 
 def test_splits_and_pictures(made):
     assert [len(made.split(name)) for name in ("train", "dev", "test")] == [40, 10, 10]
-    assert scenes.split_sizes(3000) == {"train": 2000, "dev": 500, "test": 500}
+    assert {name: len(own) for name, own in scenes.split_ranges(3000).items()} == {
+        "train": 2000,
+        "dev": 500,
+        "test": 500,
+    }
     split = made.split("test")
     assert all(path is not None and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in split.pictures)
     assert all(len(captions) == 5 == len(set(captions)) for captions in split.captions)
@@ -49,11 +53,11 @@ def test_truth_points_at_words_and_regions(made):
     lines = (made.directory / "train.truth.jsonl").read_text().splitlines()
     for captions, line in zip(split.captions, lines, strict=True):
         truth = json.loads(line)
-        assert all(-1 <= covered < len(truth["objects"]) for covered in truth["regions"])
+        assert all(-1 <= covered < len(truth["things"]) for covered in truth["regions"])
         for caption, words in zip(captions, truth["words"], strict=True):
             tokens = tokenize(caption)
             assert words, caption
-            assert all(0 <= word < len(tokens) and 0 <= thing < len(truth["objects"]) for word, thing in words)
+            assert all(0 <= word < len(tokens) and 0 <= thing < len(truth["things"]) for word, thing in words)
 
 
 def test_colour_words_are_true_of_the_objects_they_point_at():
@@ -103,8 +107,8 @@ def test_left_and_right_are_true():
 def test_features_come_from_the_pixels_under_the_box():
     index = next(i for i in range(20) if len(sample_scene(0, i).things) >= 3)
     scene = sample_scene(0, index)
-    picture = draw(scene, stream(0, index, 1))
-    boxes = np.clip([box_of(thing) for thing in scene.things], 0, 1).astype(np.float32)
+    picture = draw(scene, stream(0, index, PICTURE))
+    boxes = np.clip([thing.box for thing in scene.things], 0, 1).astype(np.float32)
     other = next(colour for colour in ("red", "blue") if colour != scene.things[0].colour)
     changed = picture.copy()
     x1, y1, x2, y2 = (boxes[0] * np.array([128, 128, 128, 128])).astype(int)

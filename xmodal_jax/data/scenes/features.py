@@ -31,7 +31,7 @@ PRODUCTS = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3))  # which kinds of responses 
 FEATURES = (
     *(sum(map(len, ATTRIBUTES)) + 1, sum(len(ATTRIBUTES[a]) * len(ATTRIBUTES[b]) for a, b in PRODUCTS)),
     *(HUES + 3, 4 * PLACES),
-)  # widths of: responses and objectness, products, colours of the rim, place
+)  # widths of: responses and objectness, products, colours of the corners, place
 
 
 def check_input(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,22 +140,13 @@ def place_marks(boxes: np.ndarray) -> np.ndarray:
     return flat(np.exp(-(((spans[..., None] - np.linspace(0, 1, PLACES)) * (PLACES - 1)) ** 2))).astype(np.float32)
 
 
-class Description(dict[str, np.ndarray]):
-    """What can be said of windows before detection, each [R, .]: outline, colour, texture, place."""
-
-    def rows(self) -> np.ndarray:
-        return np.concatenate(list(self.values()), axis=1, dtype=np.float64)
-
-
-def describe(picture: np.ndarray, boxes: np.ndarray) -> Description:
+def describe(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What can be said of windows before detection: all descriptors [R, .], and two of them: colours, place."""
     window = cut(picture, boxes)
-    colour = flat(pool(colour_votes(pool(window, CELLS // 2)), 3))
-    return Description(
-        outline=outline(window),
-        colour=np.sqrt(colour),
-        texture=texture_spectrum(window),
-        place=place_marks(boxes),
-    )
+    colour = pool(colour_votes(pool(window, CELLS // 2)), 3)
+    place = place_marks(boxes)
+    rows = [outline(window), np.sqrt(flat(colour)), texture_spectrum(window), place]
+    return np.concatenate(rows, axis=1, dtype=np.float64), colour, place
 
 
 @functools.cache
@@ -166,7 +157,7 @@ def detector() -> tuple[np.ndarray, np.ndarray]:
         scene = world.sample_scene(REFERENCE_SEED, index)
         regions = world.sample_regions(scene, REFERENCE_SEED, index)
         picture = render.draw(scene, world.stream(REFERENCE_SEED, index, world.PICTURE))
-        rows.append(describe(picture, regions.boxes).rows())
+        rows.append(describe(picture, regions.boxes)[0])
         for covered in regions.covers:
             attributes = scene.things[covered][: len(ATTRIBUTES)] if covered >= 0 else [""] * len(ATTRIBUTES)
             wanted.append([name == has for names, has in zip(ATTRIBUTES, attributes, strict=True) for name in names])
@@ -179,17 +170,17 @@ def detector() -> tuple[np.ndarray, np.ndarray]:
 
 
 def respond(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Features of windows of a checked picture: [R, F] float64."""
-    found = describe(picture, boxes)
+    """Features of windows of a checked picture, [R, F] float64: the four parts that :data:`FEATURES` lists."""
+    rows, colour, place = describe(picture, boxes)
     weights, offsets = detector()
-    scores = found.rows() @ weights + offsets
+    scores = rows @ weights + offsets
     objectness = np.clip(scores[:, : len(world.SHAPES)].sum(1, keepdims=True), 0, 1)
     # Weak responses are mostly wrong: cut them off, and let the strong ones saturate.
     ends = np.cumsum([len(names) for names in ATTRIBUTES])
     kinds = np.split(np.clip((scores - 0.2) / 0.6, 0, 1), ends[:-1], axis=1)
     products = [flat(kinds[a][:, :, None] * kinds[b][:, None, :]) for a, b in PRODUCTS]
-    rim = flat(found["colour"]).reshape(len(boxes), 9, -1)[:, (0, 2, 6, 8)].mean(1)
-    return np.concatenate([*kinds, objectness, *products, 0.5 * rim, 0.5 * found["place"] * objectness], axis=1)
+    corners = np.sqrt(colour[:, ::2, ::2]).mean((1, 2))
+    return np.concatenate([*kinds, objectness, *products, 0.5 * corners, 0.5 * place * objectness], axis=1)
 
 
 def propose_boxes(picture: np.ndarray, most: int = 12) -> np.ndarray:

@@ -181,7 +181,7 @@ class Speaker:
         a, b, rest = order[0], order[1], order[2:]
         kind, where, groups = self.rng.random(), corner(self.things[a]), alike(self.things)
         if kind < 0.15 and rest:
-            return self.thing(a) + [(",", ())] + self.thing(b) + say("and") + self.thing(rest[0])
+            return [*self.thing(a), (",", ()), *self.thing(b), *say("and"), *self.thing(rest[0])]
         if kind < 0.2 and rest:
             return self.third(a, b, rest[0])
         if kind < 0.3 and groups:
@@ -189,7 +189,7 @@ class Speaker:
             others = [i for i in order if i not in group[2]]
             return self.group(*group) + (say(self.pick(("and", "with"))) + self.thing(others[0]) if others else [])
         if kind < 0.34:
-            return say(f"{NUMBERS[len(order)]} {plural(self.pick(ANY_SHAPE))} , also") + self.thing(a)
+            return say(f"{NUMBERS[len(order)]} {plural(self.pick(ANY_SHAPE))} , among them") + self.thing(a)
         if kind < 0.36 and where:
             return self.thing(a) + say(where)
         if kind < 0.46 and where:
@@ -201,7 +201,7 @@ class Speaker:
         opening = say(self.pick(OPENINGS)) if self.chance(0.2) and atoms[0][0] in ("a", "an", "one") else []
         ground = say(self.pick(GROUND_WORDS[self.scene.background])) if self.chance(0.3) else []
         if ground and not opening and self.chance(0.25):
-            atoms = ground + [(",", ())] + atoms
+            atoms = [*ground, (",", ()), *atoms]
         else:
             atoms = opening + atoms + ground
         atoms = atoms + say(self.pick(ENDINGS))

@@ -69,13 +69,12 @@ def texture_pattern(texture: str, u: np.ndarray, v: np.ndarray, softness: float)
 
 def smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """Bilinear interpolation of a small random grid to [SIDE, SIDE], about -1..1."""
-    grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
-
-    def spread(n: int) -> np.ndarray:
-        at = np.linspace(0, n - 1, SIDE, dtype=np.float32)[:, None]
-        return np.maximum(1 - np.abs(at - np.arange(n, dtype=np.float32)), 0)
-
-    return spread(rows) @ grid @ spread(columns).T
+    level = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
+    for points in (rows, columns):  # interpolate down, turn, interpolate down again, and be back
+        at = np.linspace(0, points - 1, SIDE, dtype=np.float32)[:, None]
+        low = np.minimum(at.astype(np.int32), points - 2)
+        level = (level[low[:, 0]] * (low + 1 - at) + level[low[:, 0] + 1] * (at - low)).T
+    return level
 
 
 def blend(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndarray:
@@ -90,9 +89,8 @@ def draw_background(background: str, rng: np.random.Generator) -> np.ndarray:
         cloud = np.clip(smooth_noise(rng, 5, 4) + 0.5 * smooth_noise(rng, 11, 7), 0, 1)[..., None]
         return blend((96, 170, 236), (196, 226, 250)) * (1 - cloud) + 250 * cloud
     if background == "grass":
-        return blend((120, 190, 84), (70, 148, 52)) + 16 * smooth_noise(rng, 24, 80)[..., None] * np.array(
-            (0.7, 1, 0.5), np.float32
-        )
+        blades = smooth_noise(rng, 24, 80)[..., None] * np.array((11, 16, 8), np.float32)
+        return blend((120, 190, 84), (70, 148, 52)) + blades
     if background == "sand":
         return blend((238, 214, 164), (220, 188, 130)) + 9 * smooth_noise(rng, 40, 6)[..., None]
     if background == "snow":

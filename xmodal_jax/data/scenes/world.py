@@ -69,11 +69,13 @@ def sample_scene(seed: int, index: int) -> Scene:
         bags = [rng.permutation(bag) for bag in bags]
     if rng.random() < 0.5:
         background = str(rng.choice(BACKGROUNDS))
-    attributes = [tuple(map(str, kinds)) for kinds in zip(*bags, strict=True)]
-    radii = [rng.uniform(*RADIUS[size]) for *_, size in attributes]
+    radii = [rng.uniform(*RADIUS[str(size)]) for size in bags[3]]
     angles = rng.uniform(-0.3, 0.3, count).tolist()
-    spots = zip(attributes, place(rng, radii), radii, angles, strict=True)
-    return Scene(background, tuple(Thing(*kinds, *centre, *round_) for kinds, centre, *round_ in spots))
+    things = []
+    for i, centre in enumerate(place(rng, radii)):
+        shape, colour, texture, size = (str(bag[i]) for bag in bags)
+        things.append(Thing(shape, colour, texture, size, *centre, radii[i], angles[i]))
+    return Scene(background, tuple(things))
 
 
 def place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float]]:
