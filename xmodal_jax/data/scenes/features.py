@@ -185,6 +185,7 @@ def respond(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def propose_boxes(picture: np.ndarray, most: int = 12) -> np.ndarray:
     """Boxes [P, 4] of what stands out by sharp closed edges; the whole picture where nothing does."""
+    picture, _ = check_input(picture, WHOLE)
     level = np.ascontiguousarray(picture.transpose(2, 0, 1), np.int16)
     edge = np.zeros(picture.shape[:2], bool)
     edge[1:] |= np.abs(np.diff(level, axis=1)).max(0) > EDGE
