@@ -3,6 +3,7 @@
 import argparse
 import collections
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -137,6 +138,8 @@ def test_captions_are_true_and_every_truth_word_names_its_object():
                     seen[field] += 1
                 else:
                     assert not objects[k] or token in ANY | set(language.NUMBERS), (token, caption.text)
+            for article, word in itertools.pairwise(tokens):
+                assert article not in ("a", "an") or (article == "an") == (word[0] in "aeiou"), caption.text
             joined = " ".join(tokens)
             for words, ground in GROUNDS.items():
                 if words in joined and not any(words != other and words in other for other in GROUNDS):
@@ -300,6 +303,8 @@ def test_cut_averages_exactly_what_lies_under_a_cell():
     picture = np.random.default_rng(0).integers(0, 256, (48, 96, 3), np.uint8)
     window = features.cut(picture, np.array([(0, 0, 1, 1), (0, 0, 0.5, 1)], np.float32))
     assert features.CELLS == 24
+    corner = features.cut(picture, np.array([(1, 1, 1, 1)], np.float32))  # no wider than a pixel, and inside
+    np.testing.assert_allclose(corner[0, 12, 12], picture[-1, -1] / 255, atol=1e-6)
     np.testing.assert_allclose(window[0], picture.reshape(24, 2, 24, 4, 3).mean((1, 3)) / 255, atol=1e-6)
     np.testing.assert_allclose(window[1], picture[:, :48].reshape(24, 2, 24, 2, 3).mean((1, 3)) / 255, atol=1e-6)
 
