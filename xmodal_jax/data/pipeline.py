@@ -86,7 +86,9 @@ class FeatureReader:
     def _open(self) -> None:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self._readers = [ArrayRecordReader(str(path)) for path in self.split.paths]
+        # Rows are wanted at random: reading ahead would fetch neighbours that nobody asked for.
+        options = "readahead_buffer_size:0"
+        self._readers = [ArrayRecordReader(str(path), options) for path in self.split.paths]
         counts = [reader.num_records() for reader in self._readers]
         if sum(counts) != len(self.split):
             raise DataError(
