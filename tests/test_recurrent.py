@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xmodal_jax.layers import recurrent
 from xmodal_jax.layers.recurrent import GRU, last_state
 from xmodal_jax.layers.text import GRUText
 
@@ -33,8 +34,10 @@ def inputs():
     return words, mask
 
 
+@pytest.mark.parametrize("hoist", [False, True])  # what a CPU and what an accelerator runs
 @pytest.mark.parametrize("reverse", [False, True])
-def test_states_and_gradients_equal_the_plain_loop(inputs, reverse):
+def test_states_and_gradients_equal_the_plain_loop(inputs, reverse, hoist, monkeypatch):
+    monkeypatch.setattr(recurrent, "_by_platform", lambda function, reverse, *args: function(reverse, hoist, *args))
     words, mask = inputs
     gru: Any = GRU(5, reverse=reverse)
     params = gru.init(jax.random.key(0), words, mask)["params"]

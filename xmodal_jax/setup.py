@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,23 @@ from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.step import Objective
 from xmodal_jax.types import Batch, Config, Images, Texts
+
+
+class Stage(NamedTuple):
+    """One stage of the config: it trains from step ``start`` to before ``stop``."""
+
+    config: Config
+    start: int
+    stop: int
+
+
+def make_stages(config: Config, per_epoch: int) -> list[Stage]:
+    """The stages with their steps; ``steps`` counts where positive, else ``epochs``."""
+    stages: list[Stage] = []
+    for own in configs.stages(config):
+        start = stages[-1].stop if stages else 0
+        stages.append(Stage(own, start, start + max(own.steps or round(own.epochs * per_epoch), 1)))
+    return stages
 
 
 def make_model(config: Config, vocabulary: Vocabulary) -> Matcher:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -29,23 +29,6 @@ from xmodal_jax.parallel import make_runner
 from xmodal_jax.progress import Progress
 from xmodal_jax.step import Initial, TrainState, check_weights, initialise, make_state, train_step
 from xmodal_jax.types import Config
-
-
-class Stage(NamedTuple):
-    """One stage of the config: it trains from step ``start`` to before ``stop``."""
-
-    config: Config
-    start: int
-    stop: int
-
-
-def make_stages(config: Config, per_epoch: int) -> list[Stage]:
-    """The stages with their steps; ``steps`` counts where positive, else ``epochs``."""
-    stages: list[Stage] = []
-    for own in configs.stages(config):
-        start = stages[-1].stop if stages else 0
-        stages.append(Stage(own, start, start + max(own.steps or round(own.epochs * per_epoch), 1)))
-    return stages
 
 
 class Trainer:
@@ -71,7 +54,7 @@ class Trainer:
         hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self.pipeline = TrainPipeline(setup.make_reader(train, config), captions, sampler, **hosts)
         self.per_epoch = self.pipeline.steps_per_epoch
-        self.stages = make_stages(config, self.per_epoch)
+        self.stages = setup.make_stages(config, self.per_epoch)
         self.runner = make_runner(config.parallel, data.batch_size)
         self.initial = initialise(self.model, example, config.seed)
         objective = setup.make_objective(config, self.per_epoch)
@@ -86,18 +69,18 @@ class Trainer:
         if captions.cut:
             print(f"{captions.cut:,} training captions are longer than {max(data.lengths)} tokens and are cut.")
 
-    def optimiser(self, stage: Stage) -> Any:
+    def optimiser(self, stage: setup.Stage) -> Any:
         schedule = schedules.learning_rate(stage.config.optim, steps=stage.stop - stage.start, per_epoch=self.per_epoch)
         return make_optimiser(stage.config.optim, self.initial.params, schedule)
 
-    def compile(self, stage: Stage) -> Any:
+    def compile(self, stage: setup.Stage) -> Any:
         """The device step of a stage."""
         objective = setup.make_objective(stage.config, self.per_epoch)
         options = {"model": self.model, "objective": objective, "optimiser": self.optimiser(stage)}
         step = partial(train_step, **options, stage_start=stage.start, ema_decay=self.config.ema)
         return self.runner.compile(step)
 
-    def stage_of(self, step: int) -> Stage:
+    def stage_of(self, step: int) -> setup.Stage:
         """The stage that performed (or, at 0, will perform) the update which led to ``step``."""
         return next((s for s in self.stages if step <= s.stop), self.stages[-1])
 
@@ -151,7 +134,7 @@ class Trainer:
         flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in sides for k in (1, 5, 10)}
         return {"rsum": result.rsum, **flat}
 
-    def due(self, step: int, every: int, stage: Stage) -> bool:
+    def due(self, step: int, every: int, stage: setup.Stage) -> bool:
         return step > stage.start and (step == stage.stop or (every > 0 and step % every == 0))
 
     def run(self) -> int:

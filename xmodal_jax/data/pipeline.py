@@ -120,9 +120,11 @@ class FeatureReader:
         out: dict[str, Any] = {"mask": tf.ones([tf.shape(records)[0], 1], tf.bool)}
         for name, spec in self.spec.items():
             size = {"float16": 2, "bfloat16": 2, "float32": 4}[spec["dtype"]]
-            regions, width = spec.get("regions", [1, 1])[1], spec["shape"][-1]
+            (fewest, regions), width = spec.get("regions", [1, 1]), spec["shape"][-1]
             bytes_ = parsed[f"features/{name}"]
-            flat = tf.io.decode_raw(bytes_, tf.uint16 if size == 2 else tf.float32, fixed_length=regions * width * size)
+            # Only ragged regions are padded: a fixed length clears every batch before it is written.
+            length = None if fewest == regions else regions * width * size
+            flat = tf.io.decode_raw(bytes_, tf.uint16 if size == 2 else tf.float32, fixed_length=length)
             if size == 2:
                 flat = tf.bitcast(flat, tf.dtypes.as_dtype(spec["dtype"]))
             if "regions" in spec:

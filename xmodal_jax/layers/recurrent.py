@@ -1,4 +1,4 @@
-"""A gated recurrent unit in PyTorch's cell form: input projection hoisted out of the loop, padding not computed."""
+"""A gated recurrent unit in PyTorch's cell form; on accelerators the input projection is hoisted out of the loop."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ def _steps(mask: Any) -> Any:
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[0] + 1)[:, None], 0))
 
 
-def _forward(reverse, projected, mask, matrix, bias):
-    words, captions, size = projected.shape[0], projected.shape[1], matrix.shape[0]
+def _forward(reverse, hoist, words, mask, matrix_in, bias_in, matrix, bias):
+    shape = (*mask.shape, matrix.shape[0])
     last = _steps(mask)
+
+    def project(x: Any) -> Any:
+        return _dot(x, matrix_in) + bias_in
+
+    projected = project(words) if hoist else None
 
     def body(i, carry):
         hidden, kept = carry
         t = last - 1 - i if reverse else i
-        reset_in, update_in, new_in = jnp.split(projected[t], 3, axis=-1)
+        reset_in, update_in, new_in = jnp.split(projected[t] if hoist else project(words[t]), 3, axis=-1)
         reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
         reset = jax.nn.sigmoid(reset_in + reset_rec)
         update = jax.nn.sigmoid(update_in + update_rec)
@@ -41,59 +46,106 @@ def _forward(reverse, projected, mask, matrix, bias):
         values = (after, hidden, reset, update, new, new_rec)
         return after, tuple(store.at[t].set(value) for store, value in zip(kept, values, strict=True))
 
-    start = jnp.zeros((captions, size), jnp.float32)
-    kept = tuple(jnp.zeros((words, captions, size), jnp.float32) for _ in range(6))
-    states, *residual = jax.lax.fori_loop(0, last, body, (start, kept))[1]
-    return states, (residual, mask, matrix)
+    start = jnp.zeros(shape[1:], jnp.float32)
+    return jax.lax.fori_loop(0, last, body, (start, tuple(jnp.zeros(shape, jnp.float32) for _ in range(6))))[1]
 
 
-def _backward(reverse, saved, cotangent):
-    (hidden, reset, update, new, new_rec), mask, matrix = saved
-    last, size = _steps(mask), matrix.shape[0]
+def _backward(reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
+    hidden, reset, update, new, new_rec = kept
+    last = _steps(mask)
 
-    def body(i, carry):
-        back, d_recurrent, d_new = carry
-        t = i if reverse else last - 1 - i
+    def cell(t, back):
+        """Gradients at the gates' two inputs, [C, 3H] each, and at the state before word t."""
         total = back + cotangent[t]
         live = jnp.where(mask[t][:, None], total, 0.0)
-        d_n = live * (1.0 - update[t]) * (1.0 - jnp.square(new[t]))
-        d_r = d_n * new_rec[t] * reset[t] * (1.0 - reset[t])
-        d_z = live * (hidden[t] - new[t]) * update[t] * (1.0 - update[t])
-        d_rec = jnp.concatenate([d_r, d_z, d_n * reset[t]], axis=-1)
+        d_new = live * (1.0 - update[t]) * (1.0 - jnp.square(new[t]))
+        d_reset = d_new * new_rec[t] * reset[t] * (1.0 - reset[t])
+        d_update = live * (hidden[t] - new[t]) * update[t] * (1.0 - update[t])
+        d_in = jnp.concatenate([d_reset, d_update, d_new], axis=-1)
+        d_rec = jnp.concatenate([d_reset, d_update, d_new * reset[t]], axis=-1)
         through = live * update[t] + _dot(d_rec, matrix.T)
-        back = jnp.where(mask[t][:, None], through, total)
-        return back, d_recurrent.at[t].set(d_rec), d_new.at[t].set(d_n)
+        return d_in, d_rec, jnp.where(mask[t][:, None], through, total)
 
-    zeros = (jnp.zeros_like(hidden[0]), jnp.zeros((*hidden.shape[:2], 3 * size)), jnp.zeros_like(hidden))
-    _, d_recurrent, d_new = jax.lax.fori_loop(0, last, body, zeros)
-    d_matrix = jnp.einsum(
-        "wch,wcg->hg",
-        hidden.astype(matrix.dtype),
-        d_recurrent.astype(matrix.dtype),
-        preferred_element_type=jnp.float32,
-    ).astype(matrix.dtype)
-    d_projected = jnp.concatenate([d_recurrent[..., : 2 * size], d_new], axis=-1)
-    return d_projected, None, d_matrix, jnp.sum(d_recurrent, axis=(0, 1))
+    def weights(x, state, d_in, d_rec):
+        """Gradients of both matrices and biases from rows of inputs, states and gate gradients."""
+        dot = partial(jnp.dot, preferred_element_type=jnp.float32)
+        d_matrix_in = dot(x.astype(matrix_in.dtype).T, d_in.astype(matrix_in.dtype))
+        d_matrix = dot(state.astype(matrix.dtype).T, d_rec.astype(matrix.dtype))
+        return d_matrix_in, jnp.sum(d_in, axis=0), d_matrix, jnp.sum(d_rec, axis=0)
+
+    def storing(i, carry):
+        back, stores = carry
+        t = i if reverse else last - 1 - i
+        *values, back = cell(t, back)
+        return back, tuple(store.at[t].set(value) for store, value in zip(stores, values, strict=True))
+
+    def adding(i, carry):
+        back, d_words, sums = carry
+        t = i if reverse else last - 1 - i
+        d_in, d_rec, back = cell(t, back)
+        sums = jax.tree.map(jnp.add, sums, weights(words[t], hidden[t], d_in, d_rec))
+        return back, d_words.at[t].set(_dot(d_in, matrix_in.T)), sums
+
+    def zeros(*shape: int) -> Any:
+        return jnp.zeros(shape, jnp.float32)
+
+    gates = matrix.shape[1]
+    if hoist:
+        stores = (zeros(*mask.shape, gates), zeros(*mask.shape, gates))
+        d_in, d_rec = jax.lax.fori_loop(0, last, storing, (jnp.zeros_like(hidden[0]), stores))[1]
+        rows = (x.reshape(-1, x.shape[-1]) for x in (words, hidden, d_in, d_rec))
+        d_words, sums = _dot(d_in, matrix_in.T), weights(*rows)
+    else:
+        start = (zeros(*matrix_in.shape), zeros(gates), zeros(*matrix.shape), zeros(gates))
+        _, d_words, sums = jax.lax.fori_loop(0, last, adding, (jnp.zeros_like(hidden[0]), zeros(*words.shape), start))
+    d_matrix_in, d_bias_in, d_matrix, d_bias = sums
+    return (
+        d_words.astype(words.dtype),
+        None,
+        d_matrix_in.astype(matrix_in.dtype),
+        d_bias_in,
+        d_matrix.astype(matrix.dtype),
+        d_bias,
+    )
+
+
+def _by_platform(function: Any, reverse: bool, *args: Any) -> Any:
+    """On an accelerator one large product before the loop is cheapest. On a CPU it is not: the array it fills does
+    not stay in the cache, and padding is multiplied too; project word by word there."""
+    return jax.lax.platform_dependent(
+        *args, cpu=partial(function, reverse, False), default=partial(function, reverse, True)
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gru_loop(
     reverse: bool,
-    projected: Float[Array, "w c h3"],
+    words: Float[Array, "w c f"],
     mask: Bool[Array, "w c"],
+    matrix_in: Float[Array, "f h3"],
+    bias_in: Float[Array, "h3"],
     matrix: Float[Array, "h h3"],
     bias: Float[Array, "h3"],
 ) -> Float[Array, "w c h"]:
-    """Hidden states of a GRU over time-major, already projected inputs; gates in the order reset, update, new.
+    """Hidden states of a GRU over time-major inputs; gates in the order reset, update, new.
 
     Where ``mask`` is False the state is carried over, so a reversed pass starts at each caption's last word. The
     loop ends with the longest caption (later states are zero), which automatic differentiation cannot reverse: the
-    backward pass is written out, and forms the weight gradient of all steps in one matrix product.
+    backward pass is written out.
     """
-    return _forward(reverse, projected, mask, matrix, bias)[0]
+    return _by_platform(_forward, reverse, words, mask, matrix_in, bias_in, matrix, bias)[0]
 
 
-gru_loop.defvjp(_forward, _backward)
+def _gru_forward(reverse, words, mask, matrix_in, bias_in, matrix, bias):
+    states, *kept = _by_platform(_forward, reverse, words, mask, matrix_in, bias_in, matrix, bias)
+    return states, (tuple(kept), words, mask, matrix_in, matrix)
+
+
+def _gru_backward(reverse, saved, cotangent):
+    return _by_platform(_backward, reverse, *saved, cotangent)
+
+
+gru_loop.defvjp(_gru_forward, _gru_backward)
 
 
 class GRU(nn.Module):
@@ -115,10 +167,9 @@ class GRU(nn.Module):
         bias_in = self.param("input_bias", init, (3 * self.size,))
         matrix = self.param("recurrent", init, (self.size, 3 * self.size))
         bias = self.param("recurrent_bias", init, (3 * self.size,))
-        # Time-major before the product: transposing its input moves less than transposing its output.
-        projected = _dot(jnp.swapaxes(words, 0, 1), matrix_in.astype(self.dtype)) + bias_in
         real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
-        states: Any = gru_loop(self.reverse, projected, real, matrix.astype(self.dtype), bias)
+        weights = (matrix_in.astype(self.dtype), bias_in, matrix.astype(self.dtype), bias)
+        states: Any = gru_loop(self.reverse, jnp.swapaxes(words, 0, 1), real, *weights)
         return jnp.swapaxes(states, 0, 1)
 
 
