@@ -70,6 +70,9 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "optim.lr = 0.01" in shown
     assert "best dev rsum" in shown
+    for name, runs in (("one.png", [run]), ("two.png", [run, run])):
+        assert cli.run(["show", *map(str, runs), "--curves", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 10_000
 
 
 def test_the_same_command_again_changes_nothing(data, tmp_path):

@@ -151,7 +151,8 @@ def add_bench(verbs) -> None:
 
 def add_show(verbs) -> None:
     parser = verb(verbs, "show", "show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several to compare")
+    parser.add_argument("--curves", type=Path, help="draw loss and dev recall to this picture")
 
 
 def add_doctor(verbs) -> None:

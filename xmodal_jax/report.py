@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xmodal_jax import config as configs
 from xmodal_jax import log
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Split
@@ -56,32 +57,55 @@ def retrieve(
     return to_image, to_text
 
 
-def draw_curves(workdir: Path, path: Path) -> None:
-    """Training loss a pair and dev recall against steps, from ``metrics.jsonl``."""
+def _two_plots() -> tuple[Any, Any, Any]:
     require("matplotlib", "train")
     from matplotlib.figure import Figure
 
-    lines = log.read(workdir / "metrics.jsonl")
     figure = Figure(figsize=(10, 3.6), layout="constrained", facecolor=PAPER)
-    left, right = figure.subplots(1, 2)
-    loss = [(line["step"], line["loss_per_pair"]) for line in lines if "loss_per_pair" in line]
-    if loss:
-        left.plot(*zip(*loss, strict=True), color="#2b6cb0", linewidth=1.2)
-        left.set_yscale("log")
-    left.set(xlabel="step", ylabel="loss a pair", title="training loss")
-    dev = [line for line in lines if "dev_rsum" in line]
-    for way, colour, name in (("i2t", "#2b6cb0", "image to text"), ("t2i", "#b3541e", "text to image")):
-        for k, style in ((1, "-"), (10, ":")):
-            points = [(line["step"], line[f"dev_{way}_r{k}"]) for line in dev]
-            if points:
-                right.plot(*zip(*points, strict=True), style, color=colour, label=f"{name} R@{k}", marker=".")
-    right.set(xlabel="step", ylabel="recall, %", title="dev recall", ylim=(0, 100))
-    if dev:
-        right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
+    return figure, *figure.subplots(1, 2)
+
+
+def _finish(figure: Any, path: Path) -> None:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def _series(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    found = [line for line in lines if name in line]
+    return [line["step"] for line in found], [line[name] for line in found]
+
+
+def draw_curves(workdir: Path, path: Path) -> None:
+    """Training loss a pair and dev recall against steps, from ``metrics.jsonl``."""
+    figure, left, right = _two_plots()
+    lines = log.read(workdir / "metrics.jsonl")
+    left.plot(*_series(lines, "loss_per_pair"), color="#2b6cb0", linewidth=1.2)
+    left.set(xlabel="step", ylabel="loss a pair", title="training loss", yscale="log")
+    for way, colour, name in (("i2t", "#2b6cb0", "image to text"), ("t2i", "#b3541e", "text to image")):
+        for k, style in ((1, "-"), (10, ":")):
+            steps, recall = _series(lines, f"dev_{way}_r{k}")
+            if steps:
+                right.plot(steps, recall, style, color=colour, label=f"{name} R@{k}", marker=".")
+    right.set(xlabel="step", ylabel="recall, %", title="dev recall", ylim=(0, 100))
+    _finish(figure, path)
+
+
+def draw_comparison(workdirs: Sequence[Path], path: Path) -> None:
+    """Training loss a pair and dev rsum of several runs; a dotted line marks the loss of a collapsed model."""
+    figure, left, right = _two_plots()
+    for workdir in workdirs:
+        lines = log.read(workdir / "metrics.jsonl")
+        left.plot(*_series(lines, "loss_per_pair"), linewidth=1.2, label=workdir.name)
+        right.plot(*_series(lines, "dev_rsum"), marker=".", label=workdir.name)
+    for margin in sorted({configs.read(workdir).loss.margin for workdir in workdirs}):
+        left.axhline(2 * margin, color=INK, linestyle=":", linewidth=1)
+    left.set(xlabel="step", ylabel="loss a pair", title="training loss (dotted: 2 x margin, collapsed)", yscale="log")
+    right.set(xlabel="step", ylabel="rsum", title="dev rsum")
+    _finish(figure, path)
 
 
 def _picture(axes: Any, split: Split, row: int, colour: str, width: float) -> None:

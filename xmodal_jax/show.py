@@ -1,4 +1,4 @@
-"""`xmodal show`: the resolved config of a run and how far it is."""
+"""`xmodal show`: the resolved config of a run and how far it is; learning curves of one run or several."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from xmodal_jax import config as configs
 from xmodal_jax import log
 
 
-def main(args: argparse.Namespace) -> int:
+def describe(workdir: Path) -> None:
     """Print the config as `key = value` lines, then the last logged step and the best dev rsum."""
-    workdir = Path(args.workdir)
     config = configs.read(workdir)
     for key, value in sorted(configs.flatten(config).items()):
         print(f"{key} = {json.dumps(value)}")
@@ -22,4 +21,20 @@ def main(args: argparse.Namespace) -> int:
     print(f"# {state}; last logged step {lines[-1]['step']:,}" if lines else "# nothing logged yet")
     if rated:
         print("# best dev rsum {:.1f} at step {:,}".format(*max(rated)))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Describe each run folder; draw their curves where asked."""
+    for workdir in args.workdir:
+        if len(args.workdir) > 1:
+            print(f"# {workdir}")
+        describe(workdir)
+    if args.curves:
+        from xmodal_jax import report
+
+        if len(args.workdir) == 1:
+            report.draw_curves(args.workdir[0], args.curves)
+        else:
+            report.draw_comparison(args.workdir, args.curves)
+        print(f"# curves: {args.curves}")
     return 0

@@ -32,7 +32,7 @@ def _forward(reverse, hoist, words, mask, matrix_in, bias_in, matrix, bias):
     def project(x: Any) -> Any:
         return _dot(x, matrix_in) + bias_in
 
-    projected = project(words) if hoist else None
+    projected: Any = project(words) if hoist else None
 
     def body(i, carry):
         hidden, kept = carry
