@@ -1,5 +1,8 @@
 """The tf.data pipeline: what it delivers equals the records; hosts, resumption, padding and cut captions."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from helpers import planted
@@ -102,3 +105,22 @@ def test_a_missing_feature_is_named(dataset):
 def test_batch_must_divide_over_hosts(dataset, vocabulary):
     with pytest.raises(UsageError, match="multiple of 3"):
         make(dataset, vocabulary, 0, 3)
+
+
+def test_a_program_may_end_while_batches_are_read_ahead(dataset):
+    """A thread of TensorFlow that still asks for Python then would abort the process or hang it."""
+    program = """
+import sys
+import numpy as np
+from xmodal_jax.data.pipeline import FeatureReader
+from xmodal_jax.data.records import open_dataset
+
+def first(split):
+    stream = FeatureReader(split, ["global"]).stream(0, 10**9, lambda _: np.arange(2))
+    return next(stream)["global"]
+
+print(first(open_dataset(sys.argv[1]).split("train")).shape)
+"""
+    command = [sys.executable, "-c", program, str(dataset.directory)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "(2, 8)\n"), ended.stderr

@@ -7,7 +7,7 @@ them and prefetches. TensorFlow is imported when a pipeline starts, never with t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,14 +88,15 @@ class FeatureReader:
 
         # Rows are wanted at random: reading ahead would fetch neighbours that nobody asked for.
         options = "readahead_buffer_size:0"
-        self._readers = [ArrayRecordReader(str(path), options) for path in self.split.paths]
-        counts = [reader.num_records() for reader in self._readers]
+        readers = [ArrayRecordReader(str(path), options) for path in self.split.paths]
+        counts = [reader.num_records() for reader in readers]
         if sum(counts) != len(self.split):
             raise DataError(
                 f'{self.split.dataset.directory}: split "{self.split.name}" holds {sum(counts):,} records, the '
                 f"manifest says {len(self.split):,}; run: xmodal data check {self.split.dataset.directory}"
             )
         self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._readers = readers  # last: two threads may be here at once
 
     def raw(self, rows: np.ndarray) -> np.ndarray:
         """Serialised records of ``rows`` [n]; any order, repeats allowed."""
@@ -139,17 +140,22 @@ class FeatureReader:
             )
         return out
 
-    def stream(self, rows: Any) -> Any:
-        """A tf.data set of row arrays [B] (-1 reads row 0) to a tf.data set of parsed arrays, read ahead."""
+    def stream(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
+        """Parsed arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, read ahead in the background."""
         import tensorflow as tf
 
-        def fetch(one):
-            records = tf.numpy_function(lambda r: self.raw(np.maximum(r, 0)), [one], tf.string, stateful=False)
+        def fetch(step):
+            records = tf.numpy_function(
+                lambda s: self.raw(np.maximum(rows(int(s)), 0)), [step], tf.string, stateful=False
+            )
             return self.parse(tf.ensure_shape(records, [None]))
 
         options = tf.data.Options()
         options.deterministic = True
-        return rows.map(fetch, num_parallel_calls=2).prefetch(4).with_options(options)
+        # Not from_generator: its first use makes TensorFlow give every freed buffer back to the system, which then
+        # clears it page by page (three times slower). More than two batches ahead fall out of the cache.
+        steps = tf.data.Dataset.range(start, stop).map(fetch, num_parallel_calls=2).prefetch(2)
+        return iter(steps.with_options(options).as_numpy_iterator())
 
     def images(self, arrays: Mapping[str, Any], rows: np.ndarray) -> Images:
         features = {name: arrays[name] for name in self.names}
@@ -196,22 +202,14 @@ class TrainPipeline:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The host's part of each global batch; caption rows stay global, so do the static lengths."""
-        import tensorflow as tf
-
-        def rows() -> Iterator[np.ndarray]:
-            for step in range(start, stop):
-                yield self.host_rows(self.plan(step)[0])
-
-        signature = tf.TensorSpec([None], tf.int64)  # pyright: ignore[reportArgumentType]
-        stream = self.reader.stream(tf.data.Dataset.from_generator(rows, output_signature=signature))
-        iterator = stream.as_numpy_iterator()
+        stream = self.reader.stream(start, stop, lambda step: self.host_rows(self.plan(step)[0]))
         for step in range(start, stop):
             image, caption, row = self.plan(step)
-            texts = self.captions.texts(caption, row)
+            texts = Texts(*map_rows(self.host_rows, self.captions.texts(caption, row)))
             began = time.perf_counter()
-            arrays = next(iterator)
+            arrays = next(stream)
             self.waited += time.perf_counter() - began
-            yield Batch(self.reader.images(arrays, self.host_rows(image)), Texts(*(map_rows(self.host_rows, texts))))
+            yield Batch(self.reader.images(arrays, self.host_rows(image)), texts)
 
 
 def map_rows(cut: Any, texts: Texts) -> list[Any]:
@@ -221,13 +219,10 @@ def map_rows(cut: Any, texts: Texts) -> list[Any]:
 
 def image_batches(reader: FeatureReader, size: int) -> Iterator[Images]:
     """All images of a split in order, ``size`` at a time; the last batch is padded (id -1)."""
-    import tensorflow as tf
-
     rows = np.full(-(-reader.count // size) * size, -1, np.int64)
     rows[: reader.count] = np.arange(reader.count)
     batches = rows.reshape(-1, size)
-    stream = reader.stream(tf.data.Dataset.from_tensor_slices(batches))
-    for own, arrays in zip(batches, stream.as_numpy_iterator(), strict=True):
+    for own, arrays in zip(batches, reader.stream(0, len(batches), batches.__getitem__), strict=True):
         yield reader.images(arrays, own)
 
 
