@@ -42,22 +42,6 @@ def test_gradients_are_finite_at_zero_and_at_equality(score):
         assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("block", [None, 1, 2, 3, 4, 7])
-def test_pairwise_does_not_depend_on_the_block(block):
-    v, s = pair()
-    matrix = np.random.default_rng(1).normal(size=(5, 5)).astype("f4")
-
-    def loss(matrix, v, s, block):
-        scores = similarity.pairwise(lambda w, a, b: similarity.cosine(a @ w, b @ w), matrix, v, s, block=block)
-        return jnp.sum(jnp.sin(3 * scores)), scores
-
-    grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
-    (expected, scores), (got, blocked) = grad(matrix, v, s, None), grad(matrix, v, s, block)
-    np.testing.assert_allclose(blocked, scores, atol=1e-6)
-    for one, two in zip(expected, got, strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-5)
-
-
 def test_correspondence_takes_any_number_of_captions():
     positive = similarity.correspondence(jnp.array([0, 0, 2, 1, 2, 2]), 3)
     assert positive.sum(axis=0).tolist() == [1] * 6

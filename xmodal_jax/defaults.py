@@ -33,7 +33,7 @@ def base(data: str) -> Config:
     config.steps = 0  # overrides epochs where positive
     config.ema = 0.0  # decay of the averaged weights, 0 = off; evaluation scores them where on
     config.parallel = "jit"  # or "pmap"
-    config.block = 0  # images scored at a time in training, 0 = all
+    config.block = ()  # (images, captions, pairs) scored at a time, see xmodal_jax.pairwise.Block; () = by device
     config.data = ConfigDict(
         {
             "dir": DATA[data],

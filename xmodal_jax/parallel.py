@@ -22,6 +22,7 @@ class Runner(NamedTuple):
     get_state: Callable[[Any], Any]  # one copy, for saving and evaluation
     put_batch: Callable[[Any], Any]
     read: Callable[[Any], Any]  # metrics to host numbers
+    mesh: jax.sharding.Mesh | None = None  # of a step that is written for the global batch
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -47,13 +48,19 @@ def in_order(step: Callable[..., Any], devices: Sequence[Any]) -> Callable[..., 
     return lambda state, batch: jax.block_until_ready(step(state, batch))
 
 
+def mesh_for(variables: Any, *items: Any) -> Any:
+    """The mesh that holds ``variables``; None for one device, or where rows of ``items`` do not divide."""
+    sharding = getattr(jax.tree.leaves(variables)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return None
+    divides = all(jax.tree.leaves(part)[0].shape[0] % sharding.mesh.size == 0 for part in items)
+    return sharding.mesh if divides else None
+
+
 def spread(variables: Any, items: Any) -> Any:
     """``items`` with their rows over the devices that hold ``variables``, or as they are where that does not divide."""
-    sharding = getattr(jax.tree.leaves(variables)[0], "sharding", None)
-    rows = jax.tree.leaves(items)[0].shape[0]
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or rows % sharding.mesh.size:
-        return items
-    return jax.device_put(items, NamedSharding(sharding.mesh, PartitionSpec(AXIS)))
+    mesh = mesh_for(variables, items)
+    return items if mesh is None else jax.device_put(items, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def jit_runner(devices: Sequence[Any] | None = None) -> Runner:
@@ -68,7 +75,10 @@ def jit_runner(devices: Sequence[Any] | None = None) -> Runner:
     def put_batch(batch):
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
 
-    return Runner(compile, lambda state: jax.device_put(state, whole), lambda state: state, put_batch, jax.device_get)
+    def put_state(state):
+        return jax.device_put(state, whole)
+
+    return Runner(compile, put_state, lambda state: state, put_batch, jax.device_get, mesh)
 
 
 def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xmodal_jax import config as configs
 from xmodal_jax import losses, schedules
@@ -17,6 +18,7 @@ from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.data.text import Vocabulary, load_word_vectors
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.pairwise import Block
 from xmodal_jax.step import Objective
 from xmodal_jax.types import Batch, Config, Images, Texts
 
@@ -56,13 +58,17 @@ def make_model(config: Config, vocabulary: Vocabulary) -> Matcher:
         raise UsageError(f"config.model: {error}.") from error
 
 
-def make_objective(config: Config, per_epoch: int) -> Objective:
+def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> Objective:
     """Rank loss, its scheduled options and the weights of all losses for one stage."""
     rank_loss = getattr(losses, config.loss.name, None)
     if rank_loss is None:
         raise UsageError(f'No loss "{config.loss.name}" in xmodal_jax.losses (config.loss.name).')
     options = schedules.loss_options(config.loss, per_epoch=per_epoch)
-    return Objective(rank_loss, options, dict(config.weights), config.loss.mask_same_image, config.block or None)
+    try:
+        block = Block(*map(int, config.block)) if config.block else None
+    except TypeError:
+        raise UsageError(f"config.block takes (images, captions, pairs), not {tuple(config.block)}.") from None
+    return Objective(rank_loss, options, dict(config.weights), config.loss.mask_same_image, block, mesh)
 
 
 def features_of(config: Config) -> list[str]:
@@ -148,7 +154,8 @@ def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:
                 f"set --config.model.word_dim to at least {vectors.shape[1]}."
             )
         table = np.array(leaf)
-        table[found, : vectors.shape[1]] = vectors[found]
+        rows = np.flatnonzero(found)  # a table may have further rows, for a mask token say
+        table[rows, : vectors.shape[1]] = vectors[rows]
         return jax.numpy.asarray(table)
 
     print(f"word vectors for {int(found.sum()):,} of {len(vocabulary):,} words from {source}")

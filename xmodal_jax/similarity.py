@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from xmodal_jax.types import Repr
-
 AnyArray = Array | np.ndarray
+NEVER = -1e30  # a score that wins no maximum; minus infinity would turn into NaN in a gradient
 
 
 def safe_sqrt(x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
@@ -59,24 +58,179 @@ def correspondence(row: AnyArray, n_images: int) -> Bool[Array, "b c"]:
     return jnp.arange(n_images)[:, None] == row[None, :]
 
 
-def pairwise(
-    score: Callable[[Any, Repr, Repr], jax.Array],
-    variables: Any,
-    image: Repr,
-    text: Repr,
-    *,
-    block: int | None = None,
-) -> jax.Array:
-    """Score every image with every caption, [B, C], ``block`` images at a time to bound memory.
+class Sides(NamedTuple):
+    """The query's fragments look into the context's."""
 
-    ``variables`` is an argument, not a closure, so that a custom backward may differentiate it. Blocks are
-    recomputed in the backward pass. The answer does not depend on ``block``.
+    context: jax.Array  # [N, T, D]
+    context_mask: jax.Array  # [N, T]
+    query: jax.Array  # [M, Q, D]
+    query_mask: jax.Array  # [M, Q]
+
+
+def _sides(direction: str, region, region_mask, word, word_mask) -> Sides:
+    image = jnp.asarray(region), jnp.asarray(region_mask)
+    text = jnp.asarray(word), jnp.asarray(word_mask)
+    if direction not in ("t2i", "i2t"):
+        raise ValueError(f'direction must be "t2i" or "i2t", not "{direction}"')
+    return Sides(*image, *text) if direction == "t2i" else Sides(*text, *image)
+
+
+def _no_norm(similar: jax.Array, mask: jax.Array) -> jax.Array:
+    return similar
+
+
+def _clipped(similar: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(similar > 0, similar, 0.1 * similar)  # the released code; the paper prints a plain ReLU
+
+
+def _l2norm(similar: jax.Array, mask: jax.Array) -> jax.Array:
+    return similar / (safe_sqrt(jnp.sum(jnp.square(similar) * mask, axis=2, keepdims=True)) + 1e-8)
+
+
+def _l1norm(similar: jax.Array, mask: jax.Array) -> jax.Array:
+    return similar / (jnp.sum(jnp.abs(similar) * mask, axis=2, keepdims=True) + 1e-8)
+
+
+def _softmax(similar: jax.Array, mask: jax.Array) -> jax.Array:
+    top = jax.lax.stop_gradient(jnp.max(similar, axis=2, keepdims=True))  # of padding too: it only guards exp
+    exponential = jnp.exp(similar - top) * mask
+    total = jnp.sum(exponential, axis=2, keepdims=True)
+    return exponential / jnp.where(total > 0, total, 1.0)
+
+
+# Over the query's fragments (axis 2 of [N, T, Q, M]), for each fragment of the context; `mask` is [Q, M]
+NORMS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "no_norm": _no_norm,
+    "softmax": _softmax,
+    "l2norm": _l2norm,
+    "l1norm": _l1norm,
+    "clipped": _clipped,
+    "clipped_l2norm": lambda similar, mask: _l2norm(_clipped(similar, mask), mask),
+    "clipped_l1norm": lambda similar, mask: _l1norm(_clipped(similar, mask), mask),
+}
+
+
+def _log_sum_exp(relevance: jax.Array, mask: jax.Array, lse: float) -> jax.Array:
+    relevance = jnp.where(mask, relevance, NEVER)
+    top = jax.lax.stop_gradient(jnp.max(relevance, axis=1, keepdims=True))
+    total = jnp.sum(jnp.where(mask, jnp.exp(lse * (relevance - top)), 0.0), axis=1)
+    return top[:, 0] + jnp.log(jnp.maximum(total, 1e-30)) / lse
+
+
+# Over the query's fragments (axis 1 of [N, Q, M]); a query without any is set to 0 afterwards
+POOLS: dict[str, Callable[[jax.Array, jax.Array, float], jax.Array]] = {
+    "lse": _log_sum_exp,
+    "mean": lambda relevance, mask, lse: jnp.sum(relevance * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=0), 1),
+    "sum": lambda relevance, mask, lse: jnp.sum(relevance * mask, axis=1),
+    "max": lambda relevance, mask, lse: jnp.max(jnp.where(mask, relevance, NEVER), axis=1),
+}
+
+
+def gram(x: Float[AnyArray, "n t d"]) -> Float[Array, "n t t"]:
+    """Inner products of the fragments of each item with each other."""
+    return jnp.einsum("ntd,nsd->nts", x, x, preferred_element_type=jnp.float32)
+
+
+def cross_attention(
+    region: Float[AnyArray, "b r d"],
+    region_mask: Bool[AnyArray, "b r"],
+    word: Float[AnyArray, "c w d"],
+    word_mask: Bool[AnyArray, "c w"],
+    *,
+    direction: str,
+    norm: str = "clipped_l2norm",
+    smooth: float = 9.0,
+    pool: str = "lse",
+    lse: float = 6.0,
+    context_gram: Float[AnyArray, "n t t"] | None = None,
+) -> Float[Array, "b c"]:
+    r"""Stacked cross attention (SCAN; Lee et al., ECCV 2018) of all pairs; attended vectors are never built.
+
+    The *query* fragments q (words for "t2i", regions for "i2t") attend to the *context* fragments t of the other
+    side. With :math:`s_{tq}` their inner products, normalised over q to :math:`\tilde s_{tq}`, and
+    :math:`a_{tq} = \mathrm{softmax}_t(\lambda \tilde s_{tq})`, the relevance of q is the cosine between q and its
+    attended vector :math:`u_q = \sum_t a_{tq} c_t`. Since :math:`q \cdot u_q = \sum_t a_{tq} s_{tq}` and
+    :math:`|u_q|^2 = a_q^\top G a_q` with the context's Gram matrix G, neither :math:`u_q` nor the softmax's denominator
+    (it cancels) is ever formed.
+
+    Args:
+        direction: "t2i", words attend to regions; "i2t", regions attend to words.
+        norm: a key of :data:`NORMS`; "clipped" is a leaky ReLU of slope 0.1 as in the released code.
+        smooth: :math:`\lambda`, the inverse temperature of the softmax over the context.
+        pool: a key of :data:`POOLS`, over the query's fragments: "lse" is :math:`\frac 1 l \log \sum_q e^{l r_q}`.
+        lse: l.
+        context_gram: :func:`gram` of the context's fragments, where it is known already.
+
+    Returns:
+        Scores [B, C] in float32. A query without fragments scores 0; fragments of a context without any have
+        relevance 0.
     """
-    n_images = jax.tree.leaves(image)[0].shape[0]
-    if block is None or block >= n_images:
-        return score(variables, image, text)
-    return jax.lax.map(
-        jax.checkpoint(lambda one: score(variables, jax.tree.map(lambda leaf: leaf[None], one), text)[0]),
-        image,
-        batch_size=block,
-    )
+    sides = _sides(direction, region, region_mask, word, word_mask)
+    scores = _attend(sides, NORMS[norm], smooth, lambda r, mask: POOLS[pool](r, mask, lse), context_gram)
+    return scores if direction == "t2i" else scores.T
+
+
+def _attend(sides: Sides, normalise, smooth: float, pool: Callable[..., jax.Array], context_gram) -> jax.Array:
+    """Scores [N, M] of N contexts [N, T, D] and M queries [M, Q, D].
+
+    Items of the query stand last in [N, T, Q, M]: every reduction below then runs over whole vectors of them.
+    """
+    context, context_mask, query, query_mask = sides
+    mask = query_mask.T
+    similar = jnp.einsum("ntd,qmd->ntqm", context, jnp.swapaxes(query, 0, 1), preferred_element_type=jnp.float32)
+    logit = smooth * normalise(similar, mask)
+    real = context_mask[:, :, None, None]
+    logit = jnp.where(real, logit, NEVER)
+    top = jax.lax.stop_gradient(jnp.max(logit, axis=1, keepdims=True))
+    weight = jnp.where(real, jnp.exp(logit - top), 0.0)
+    context_gram = gram(context) if context_gram is None else context_gram
+    applied = jnp.einsum("nts,nsqm->ntqm", context_gram, weight, preferred_element_type=jnp.float32)
+    product = jnp.sum(weight * similar, axis=1)  # [N, Q, M]
+    length = safe_sqrt(jnp.sum(weight * applied, axis=1))
+    own = safe_sqrt(jnp.sum(jnp.square(query.astype(jnp.float32)), axis=-1)).T  # [Q, M]
+    relevance = product / jnp.maximum(own * length, 1e-8)
+    return jnp.where(jnp.any(mask, axis=0), pool(relevance, mask), 0.0)
+
+
+# As POOLS, but CHAN's log-sum-exp is not scaled back: it grows to about `lse` times the largest match
+MATCH_POOLS = {**POOLS, "lse": lambda best, mask, lse: lse * _log_sum_exp(best, mask, lse)}
+
+
+def sum_max(
+    region: Float[AnyArray, "b r d"],
+    region_mask: Bool[AnyArray, "b r"],
+    word: Float[AnyArray, "c w d"],
+    word_mask: Bool[AnyArray, "c w"],
+    *,
+    direction: str = "t2i",
+    pool: str = "sum",
+    temperature: float = 0.1,
+) -> Float[Array, "b c"]:
+    r"""Pooled best matches of every image with every caption, no fragment normalised.
+
+    For "t2i" each word w has the relevance :math:`m_w = \max_r v_r \cdot e_w` over the real regions, pooled over the
+    real words; for "i2t" regions and words change places. The sum is the score of DVSA (Karpathy and Fei-Fei, CVPR
+    2015), and on unit vectors SCAN's Sum-Max; mean and log-sum-exp on unit vectors are CHAN's (Pan et al., CVPR 2023).
+
+    Args:
+        direction: "t2i", words look for regions; "i2t", regions look for words.
+        pool: a key of :data:`MATCH_POOLS`. "lse" is :math:`\log \sum_w e^{m_w / t}` as in CHAN's released code: neither
+            multiplied back by t nor divided by the length, so scores reach about :math:`1/t` on unit vectors.
+        temperature: t, read by "lse" only.
+
+    Returns:
+        Scores [B, C] in float32. A pair whose image has no regions or whose caption has no words scores 0, without
+        a gradient. Regions that tie for a maximum share its gradient.
+    """
+    sides = _sides(direction, region, region_mask, word, word_mask)
+    scores = _match(sides, lambda best, mask: MATCH_POOLS[pool](best, mask, 1.0 / temperature))
+    return scores if direction == "t2i" else scores.T
+
+
+def _match(sides: Sides, pool: Callable[..., jax.Array]) -> jax.Array:
+    """Scores [N, M] of N contexts [N, T, D] and M queries [M, Q, D], in the layout of :func:`_attend`."""
+    context, context_mask, query, query_mask = sides
+    product = jnp.einsum("ntd,qmd->ntqm", context, jnp.swapaxes(query, 0, 1), preferred_element_type=jnp.float32)
+    best = jnp.max(jnp.where(context_mask[:, :, None, None], product, NEVER), axis=1)
+    matched = jnp.any(context_mask, axis=1)[:, None] & jnp.any(query_mask, axis=1)
+    return jnp.where(matched, pool(best, query_mask.T), 0.0)

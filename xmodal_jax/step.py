@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from xmodal_jax import losses
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import correspondence, pairwise
+from xmodal_jax.pairwise import Block, pairwise
+from xmodal_jax.similarity import correspondence
 from xmodal_jax.types import Batch, Images, Repr, Texts
 
 
@@ -62,7 +64,8 @@ class Objective(NamedTuple):
     options: Mapping[str, float | optax.Schedule]
     weights: Mapping[str, float]
     mask_same_image: bool = False
-    block: int | None = None
+    block: Block | None = None  # pairs scored at a time; chosen by the kind of device where None
+    mesh: Mesh | None = None  # devices that share the score matrix
 
 
 def counted(image: Images, text: Texts, *, mask_same_image: bool) -> jax.Array:
@@ -121,7 +124,8 @@ def loss_fn(
         def score(variables: Any, image: Repr, text: Repr) -> Any:
             return model.apply(variables, image, text, method="score")
 
-        scores = pairwise(score, {"params": params, **state}, image_repr, text_repr, block=objective.block)
+        variables = {"params": params, **state}
+        scores = pairwise(score, variables, image_repr, text_repr, block=objective.block, mesh=objective.mesh)
         positive = correspondence(texts.row, images.id.shape[0])
         where = counted(images, texts, mask_same_image=objective.mask_same_image)
         terms["rank"] = objective.rank_loss(scores, positive, where, **options)

@@ -75,7 +75,7 @@ class Trainer:
 
     def compile(self, stage: setup.Stage) -> Any:
         """The device step of a stage."""
-        objective = setup.make_objective(stage.config, self.per_epoch)
+        objective = setup.make_objective(stage.config, self.per_epoch, self.runner.mesh)
         options = {"model": self.model, "objective": objective, "optimiser": self.optimiser(stage)}
         step = partial(train_step, **options, stage_start=stage.start, ema_decay=self.config.ema)
         return self.runner.compile(step)

@@ -155,7 +155,8 @@ class FeatureReader:
         # Not from_generator: its first use makes TensorFlow give every freed buffer back to the system, which then
         # clears it page by page (three times slower). More than two batches ahead fall out of the cache.
         steps = tf.data.Dataset.range(start, stop).map(fetch, num_parallel_calls=2).prefetch(2)
-        return iter(steps.with_options(options).as_numpy_iterator())
+        batches: Any = steps.with_options(options).as_numpy_iterator()
+        return batches
 
     def images(self, arrays: Mapping[str, Any], rows: np.ndarray) -> Images:
         features = {name: arrays[name] for name in self.names}
@@ -227,8 +228,8 @@ def image_batches(reader: FeatureReader, size: int) -> Iterator[Images]:
 
 
 def text_batches(captions: Captions, size: int) -> Iterator[Texts]:
-    """All captions of a split, shortest first so that little padding is computed; the last batch is padded (id -1)."""
-    order = np.argsort(captions.lengths, kind="stable")
+    """All captions of a split, longest first so that little padding is computed; the last batch is padded (id -1)."""
+    order = np.argsort(-captions.lengths, kind="stable")
     rows = np.full(-(-len(order) // size) * size, -1, np.int64)
     rows[: len(order)] = order
     for own in rows.reshape(-1, size):

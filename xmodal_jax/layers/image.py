@@ -10,3 +10,9 @@ def mean_pool(region: Float[Array, "b r f"], mask: Bool[Array, "b r"]) -> Float[
     """Mean over the real regions; zeros for an image without any."""
     total = jnp.sum(jnp.where(mask[..., None], region, 0.0), axis=1)
     return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+
+
+def as_regions(feature: Float[Array, "b *r f"]) -> Float[Array, "b r f"]:
+    """Float32 regions; a global feature becomes one region."""
+    regions = jnp.asarray(feature, jnp.float32)
+    return regions if regions.ndim == 3 else regions[:, None]

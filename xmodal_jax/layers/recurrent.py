@@ -173,6 +173,21 @@ class GRU(nn.Module):
         return jnp.swapaxes(states, 0, 1)
 
 
+class BiGRU(nn.Module):
+    """Words in context: the states [C, W, D] of a GRU each way, averaged (SCAN, released code); zero at padding."""
+
+    size: int
+    bidirectional: bool = True
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, words: Float[Array, "c w f"], mask: Bool[Array, "c w"]) -> Float[Array, "c w d"]:
+        states = GRU(self.size, dtype=self.dtype, name="forward")(words, mask)
+        if self.bidirectional:
+            states = (states + GRU(self.size, reverse=True, dtype=self.dtype, name="backward")(words, mask)) / 2
+        return jnp.where(jnp.asarray(mask)[..., None], states, 0.0)
+
+
 def last_state(states: Float[Array, "c w h"], mask: Bool[Array, "c w"]) -> Float[Array, "c h"]:
     """The state at the last real word; zeros for a caption without words. Padding may only follow the words."""
     index = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)

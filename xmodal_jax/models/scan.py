@@ -1,0 +1,80 @@
+"""SCAN: stacked cross attention between regions and words (Lee et al., ECCV 2018, arXiv 1803.08024).
+
+Regions are mapped linearly and words by a bi-GRU to unit vectors of one space; a pair is scored by attending from one
+side's fragments to the other's (:func:`xmodal_jax.similarity.cross_attention`). Settings are those of the released
+code (kuanghuei/SCAN); configs/scan.py has the published four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax import similarity
+from xmodal_jax.layers.image import as_regions
+from xmodal_jax.layers.recurrent import BiGRU
+from xmodal_jax.layers.text import WordEmbedding
+from xmodal_jax.matcher import Matcher
+from xmodal_jax.types import Fragments, Images, Texts
+
+
+class Model(Matcher):
+    """Region vectors [B, R, D], word vectors [C, W, D], scores by cross attention.
+
+    Attributes:
+        vocabulary: V, the number of tokens.
+        embed_dim: D; also the size of the GRU in each direction.
+        word_dim: size of a word vector.
+        feature: which image feature holds the regions [B, R, F].
+        direction: "t2i", words attend to regions, or "i2t".
+        norm, smooth, pool, lse: see :func:`xmodal_jax.similarity.cross_attention`.
+        bidirectional: read captions both ways, as all published models do.
+        dtype: the type of the matrix products; parameters, states and scores stay float32.
+    """
+
+    vocabulary: int
+    embed_dim: int = 1024
+    word_dim: int = 300
+    feature: str = "region"
+    direction: str = "t2i"
+    norm: str = "clipped_l2norm"
+    smooth: float = 9.0
+    pool: str = "lse"
+    lse: float = 6.0
+    bidirectional: bool = True
+    dtype: Any = "float32"
+
+    def setup(self) -> None:
+        dtype = jnp.dtype(self.dtype)
+        self.image_encoder = nn.Dense(
+            self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
+        )
+        self.embed = WordEmbedding(self.vocabulary, self.word_dim)
+        self.text_encoder = BiGRU(self.embed_dim, bidirectional=self.bidirectional, dtype=dtype)
+
+    def encode_image(self, image: Images, *, train: bool) -> tuple[dict[str, Any], None]:
+        region = similarity.l2_normalise(self.image_encoder(as_regions(image.feature[self.feature])))
+        region = region.astype(self.dtype)
+        out: dict[str, Any] = {"region": Fragments(region, jnp.asarray(image.mask))}
+        if self.direction == "t2i":  # regions are the context: their inner products serve all captions
+            out["gram"] = similarity.gram(region)
+        return out, None
+
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[dict[str, Any], None]:
+        word = similarity.l2_normalise(self.text_encoder(self.embed(text.token), text.mask))
+        return {"word": Fragments(word.astype(self.dtype), jnp.asarray(text.mask))}, None
+
+    def score(self, image: dict[str, Any], text: dict[str, Any]) -> jax.Array:
+        return similarity.cross_attention(
+            *image["region"],
+            *text["word"],
+            direction=self.direction,
+            norm=self.norm,
+            smooth=self.smooth,
+            pool=self.pool,
+            lse=self.lse,
+            context_gram=image.get("gram"),
+        )
