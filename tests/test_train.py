@@ -70,6 +70,17 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "optim.lr = 0.01" in shown
     assert "best dev rsum" in shown
+    alone = {side: {k: v for k, v in table[side].items() if k.startswith("r")} for side in ("i2t", "t2i")}
+    pair = ["eval", "--ensemble", str(run), str(run), "--json", str(tmp_path / "pair.json")]
+    assert cli.run(pair) == 0
+    both = json.loads((tmp_path / "pair.json").read_text())
+    assert {side: {k: v for k, v in both[side].items() if k.startswith("r")} for side in ("i2t", "t2i")} == alone
+    assert cli.run([*pair, "--step", "1"]) == 2
+    other = planted(tmp_path / "other", seed=1)
+    assert train(other, tmp_path / "run2", "--config.steps=2") == 0
+    capsys.readouterr()
+    assert cli.run(["eval", "--ensemble", str(run), str(tmp_path / "run2")]) == 2
+    assert "other data. An ensemble ranks one set" in capsys.readouterr().err
     for name, runs in (("one.png", [run]), ("two.png", [run, run])):
         assert cli.run(["show", *map(str, runs), "--curves", str(tmp_path / name)]) == 0
         assert (tmp_path / name).stat().st_size > 10_000

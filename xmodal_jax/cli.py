@@ -109,7 +109,9 @@ def add_eval(verbs) -> None:
         "recall of a run on a split",
         "xmodal eval --workdir runs/vsepp --split test --json vsepp.json",
     )
-    parser.add_argument("--workdir", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=Path)
+    which.add_argument("--ensemble", type=Path, nargs="+", metavar="W", help="runs whose score matrices are averaged")
     parser.add_argument("--split", default="test")
     parser.add_argument(
         "--protocol",

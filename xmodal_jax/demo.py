@@ -11,7 +11,7 @@ from xmodal_jax import config as configs
 from xmodal_jax import report
 from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
-from xmodal_jax.evaluate import Run
+from xmodal_jax.evaluate import Member, Run, rank_table
 from xmodal_jax.progress import clock
 from xmodal_jax.retrieval import table
 from xmodal_jax.setup import make_captions, make_reader
@@ -55,9 +55,8 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     step = run.checkpoints.best()
     variables, weights = run.variables(step)
     images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
-    result = run.evaluator.rank_table(
-        variables, images, texts, captions, reader.count, protocol="auto", weights=weights, draws=1000
-    )
+    member = Member(run.evaluator.score, variables, images, texts)
+    result = rank_table([member], captions.image, reader.count, protocol="auto", weights=weights)
     title = f"VSE++ with mean-loss warm-up on scenes, {reader.count:,} test images, step {step:,}"
     table.to_screen(result, title=title, chance=True)
     count = min(4, reader.count)

@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +21,8 @@ from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import CheckpointError, NumericError, UsageError
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.parallel import spread
+from xmodal_jax.pairwise import pairwise
+from xmodal_jax.parallel import mesh_for, spread
 from xmodal_jax.progress import Progress
 from xmodal_jax.retrieval import protocols, rank, table
 from xmodal_jax.setup import make_captions, make_model, make_reader
@@ -38,7 +40,8 @@ class Evaluator:
 
         self.batch_size = batch_size
         self.encode_image, self.encode_text = encode("encode_image"), encode("encode_text")
-        self.score = jax.jit(lambda variables, image, text: model.apply(variables, image, text, method="score"))
+        score: Any = partial(model.apply, method="score")
+        self._pairwise = jax.jit(partial(pairwise, score), static_argnames="mesh")
 
     def representations(
         self, variables: Any, reader: FeatureReader, captions: Captions, *, quiet: bool
@@ -67,16 +70,10 @@ class Evaluator:
             )
         return images, texts
 
-    def ranks(
-        self, variables: Any, images: Repr, texts: Repr, row: np.ndarray, n_images: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """0-based best-positive ranks (i2t [B], t2i [C]) of stacks whose caption c belongs to image ``row[c]``."""
-
-        def block(image: slice, caption: slice) -> Any:
-            part = [jax.tree.map(lambda leaf, s=s: leaf[s], stack) for s, stack in ((image, images), (caption, texts))]
-            return self.score(variables, spread(variables, part[0]), part[1])
-
-        return rank.blocked_ranks(block, row, n_images, image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
+    def score(self, variables: Any, images: Repr, texts: Repr) -> jax.Array:
+        """Scores [B, C] of representations, spread over the devices that hold ``variables``."""
+        mesh = mesh_for(variables, images, texts)
+        return self._pairwise(variables, spread(variables, images), spread(variables, texts), mesh=mesh)
 
     def table(
         self,
@@ -90,33 +87,49 @@ class Evaluator:
         draws: int = 1000,
     ) -> table.Table:
         """The recall table of a split."""
-        images, texts = self.representations(variables, reader, captions, quiet=quiet)
-        return self.rank_table(
-            variables, images, texts, captions, reader.count, protocol=protocol, weights=weights, draws=draws
-        )
+        stacks = self.representations(variables, reader, captions, quiet=quiet)
+        member = Member(self.score, variables, *stacks)
+        return rank_table([member], captions.image, reader.count, protocol=protocol, weights=weights, draws=draws)
 
-    def rank_table(
-        self,
-        variables: Any,
-        images: Repr,
-        texts: Repr,
-        captions: Captions,
-        n_images: int,
-        *,
-        protocol: str,
-        weights: str,
-        draws: int,
-    ) -> table.Table:
-        """The recall table of stacks that are encoded already."""
-        folds, why = protocols.choose(protocol, n_images)
-        results = []
-        for fold in folds:
-            inside = np.isin(captions.image, fold)
-            local = np.searchsorted(fold, captions.image[inside])
-            one = jax.tree.map(lambda leaf, fold=fold: leaf[fold], images)
-            two = jax.tree.map(lambda leaf, inside=inside: leaf[inside], texts)
-            results.append((*self.ranks(variables, one, two, local, len(fold)), local))
-        return table.make_table(results, protocol=why, weights=weights, draws=draws)
+
+class Member(NamedTuple):
+    """One model of an ensemble (mostly the only one) with its stacks of a split."""
+
+    score: Callable[[Any, Repr, Repr], Any]
+    variables: Any
+    images: Repr
+    texts: Repr
+
+    def pick(self, image: Any, caption: Any) -> Member:
+        """The items at two indices or slices."""
+        images, texts = (
+            jax.tree.map(lambda leaf, index=index: leaf[index], stack)
+            for stack, index in ((self.images, image), (self.texts, caption))
+        )
+        return self._replace(images=images, texts=texts)
+
+    def scores(self) -> Any:
+        return self.score(self.variables, self.images, self.texts)
+
+
+def rank_table(
+    members: Sequence[Member], owner: np.ndarray, n_images: int, *, protocol: str, weights: str, draws: int = 1000
+) -> table.Table:
+    """The recall table of stacks whose caption c belongs to image ``owner[c]``; members vote by their mean score."""
+    folds, why = protocols.choose(protocol, n_images)
+    results = []
+    for fold in folds:
+        inside = np.isin(owner, fold)
+        local = np.searchsorted(fold, owner[inside])
+        own = [member.pick(fold, inside) for member in members]
+
+        def block(image: slice, caption: slice, own: Sequence[Member] = own) -> Any:
+            total, *others = (member.pick(image, caption).scores() for member in own)
+            return sum(others, start=total) / len(own)
+
+        ranks = rank.blocked_ranks(block, local, len(fold), image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
+        results.append((*ranks, local))
+    return table.make_table(results, protocol=why, weights=weights, draws=draws)
 
 
 def _stack(
@@ -130,7 +143,7 @@ def _stack(
     for batch in batches:
         own = np.asarray(batch.id)
         out = jax.device_get(encode(batch))
-        if stacks is None:
+        if stacks is None:  # the first batch is the widest
             stacks = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), out)
         real = own >= 0
         for leaf, into in zip(jax.tree.leaves(out), jax.tree.leaves(stacks), strict=True):
@@ -141,7 +154,7 @@ def _stack(
                     f"The representation of {name(bad)} is not finite ({int((~finite).sum())} of this batch are not); "
                     "check the features with `xmodal data check`, or the checkpoint."
                 )
-            into[own[real]] = leaf[real]  # texts come sorted by length, so batches may differ in width, never in shape
+            into[(own[real], *(slice(size) for size in leaf.shape[1:]))] = leaf[real]
         progress.advance(int(real.sum()))
     return stacks
 
@@ -165,15 +178,20 @@ class Run:
         params = tree["ema"] if self.config.ema else tree["params"]
         return {"params": params, **tree["model_state"]}, weights
 
-    def table(self, step: int, split: str, protocol: str) -> table.Table:
-        """The recall table of one step."""
+    def member(self, step: int, split: str) -> tuple[Member, np.ndarray, str]:
+        """A step with its stacks of a split, the image of each caption, and which weights they are."""
         own = self.dataset.split(split)
-        reader = make_reader(own, self.config)
         captions = make_captions(own, self.vocabulary, self.config)
         if captions.cut:
             print(f"{captions.cut:,} captions are longer than {max(self.config.data.lengths)} tokens and were cut.")
         variables, weights = self.variables(step)
-        return self.evaluator.table(variables, reader, captions, protocol=protocol, weights=weights)
+        stacks = self.evaluator.representations(variables, make_reader(own, self.config), captions, quiet=False)
+        return Member(self.evaluator.score, variables, *stacks), captions.image, weights
+
+    def table(self, step: int, split: str, protocol: str) -> table.Table:
+        """The recall table of one step."""
+        member, owner, weights = self.member(step, split)
+        return rank_table([member], owner, len(self.dataset.split(split)), protocol=protocol, weights=weights)
 
 
 def report(run: Run, step: int, result: table.Table, split: str, json_path: Path | None) -> None:
@@ -191,8 +209,35 @@ def report(run: Run, step: int, result: table.Table, split: str, json_path: Path
     (folder / f"{split}-{step}.md").write_text(table.to_markdown(result, title=title))
 
 
+def ensemble(args: argparse.Namespace) -> int:
+    """The mean of the score matrices of several runs' best steps."""
+    if args.watch or args.step is not None:
+        raise UsageError("--ensemble takes the best step of each run; leave out --watch and --step.")
+    runs = [Run(Path(workdir), args.data) for workdir in args.ensemble]
+    for run in runs[1:]:
+        if run.dataset.manifest["sha256"] != runs[0].dataset.manifest["sha256"]:
+            raise UsageError(
+                f"{run.workdir} was trained on {run.dataset.directory}, {runs[0].workdir} on "
+                f"{runs[0].dataset.directory}: other data. An ensemble ranks one set; name it with --data."
+            )
+    parts = [run.member(run.checkpoints.best(), args.split) for run in runs]
+    weights = "/".join(sorted({part[2] for part in parts}))
+    members, owner, count = [part[0] for part in parts], parts[0][1], len(runs[0].dataset.split(args.split))
+    result = rank_table(members, owner, count, protocol=args.protocol, weights=weights)
+    names = [f"{run.workdir} step {run.checkpoints.best():,}" for run in runs]
+    table.to_screen(
+        result, title=f"mean score of {', '.join(names)} on {runs[0].dataset.manifest['name']} {args.split}"
+    )
+    if args.json:
+        content = {"ensemble": [str(run.workdir) for run in runs], "split": args.split, **table.to_json(result)}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
 def main(args: argparse.Namespace) -> int:
-    """`xmodal eval`: the best step (or ``--step``) of a run folder, or every new one with ``--watch``."""
+    """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
+    if args.ensemble:
+        return ensemble(args)
     run = Run(Path(args.workdir), args.data)
     if args.watch:
         return watch(run, args)
