@@ -14,5 +14,5 @@ check() {
 check ruff check .
 check ruff format --check .
 check pyright --pythonpath "$python"
-check pytest "$@"
+check pytest -n auto --maxprocesses 4 --dist loadfile "$@"
 say "all checks passed in $SECONDS s"

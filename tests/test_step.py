@@ -13,6 +13,7 @@ from xmodal_jax import losses, parallel, similarity
 from xmodal_jax.errors import UsageError
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.models.vse import Model
+from xmodal_jax.pairwise import Block
 from xmodal_jax.step import Initial, Objective, check_weights, counted, loss_fn, make_state, train_step
 from xmodal_jax.types import Batch, Images, Texts
 
@@ -147,7 +148,7 @@ def test_blocks_do_not_change_the_loss():
     model = Model(vocabulary=30, embed_dim=8, word_dim=5, measure="order_root", absolute=True)
     variables = model.init(jax.random.key(0), batch)
     values = []
-    for block in (None, 3):
+    for block in (None, Block(3, 4, 5)):
         objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 1.0}, {"rank": 1.0}, block=block)
         grad = jax.value_and_grad(loss_fn, has_aux=True)
         (value, _), gradient = grad(variables["params"], model, objective, {}, batch, jnp.int32(0), jax.random.key(0))

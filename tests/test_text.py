@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xmodal_jax import setup
 from xmodal_jax.data.text import END, SPECIAL, START, UNKNOWN, Vocabulary, load_word_vectors, tokenize
 from xmodal_jax.errors import CheckpointError, DataError
 
@@ -268,6 +269,25 @@ def write_pair(folder: Path, words: str = "cat\ndog\ncat\n<pad>\n", array: np.nd
     np.save(folder / "v.npy", np.arange(8, dtype=np.float16).reshape(4, 2) if array is None else array)
     (folder / "v_words.txt").write_text(words, encoding="utf-8")
     return folder / "v"
+
+
+def test_word_vectors_reach_the_tables_that_are_meant(tmp_path):
+    write_pair(tmp_path)
+    table = np.ones((len(WORDS) + 1, 3), np.float32)  # a row more than words, a column more than vectors have
+    params = {"text": {"embed": {"embedding": table}}, "other": {"kernel": table}}
+    filled = setup.with_word_vectors(params, str(tmp_path / "v"), WORDS)
+    assert np.asarray(filled["text"]["embed"]["embedding"])[3:].tolist() == [
+        [1] * 3,
+        [2, 3, 1],
+        [0, 1, 1],
+        [1] * 3,
+        [1] * 3,
+    ]
+    assert (filled["other"]["kernel"] == 1).all()
+    both = {"embed": {"embedding": table}, "embed_fixed": {"embedding": table}}
+    filled = setup.with_word_vectors(both, str(tmp_path / "v"), WORDS)
+    assert (filled["embed"]["embedding"] == 1).all()
+    assert np.asarray(filled["embed_fixed"]["embedding"])[4].tolist() == [2, 3, 1]
 
 
 @pytest.mark.parametrize("name", ["v", "v.npy", "v_words.txt"])

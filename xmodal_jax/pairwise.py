@@ -109,7 +109,7 @@ def pairwise(
         mesh: rows of the matrix are spread over the devices of its one axis and captions reach each device piece by
             piece. B and C must be multiples of their number.
     """
-    if block is None and not fragments(text):
+    if block is None and not fragments((image, text)):
         return score(variables, image, text)
     block = block or default_block()
     if mesh is None or mesh.size == 1:

@@ -29,7 +29,30 @@ def constant(options: Config, steps: int, per_epoch: int) -> optax.Schedule:
     return optax.constant_schedule(1.0)
 
 
-KINDS = {"constant": constant, "staircase": staircase, "exponential": exponential, "cosine": cosine}
+def adapt(options: Config, steps: int, per_epoch: int) -> optax.Schedule:
+    """ADAPT's rate as the released code really uses it.
+
+    ``options.line`` = (first, last, n) is a line of n values over the first n steps, after which the last one holds,
+    and each step of ``options.at_steps`` multiplies by ``options.factor``. Rates are set after a step, from its number
+    counted from 1: the very first step takes 1 instead of the line's first value, a decay shows one step later.
+    """
+    first, last, count = options.line
+
+    def value(step):
+        ramp = first + (last - first) * jnp.minimum(step / (count - 1), 1.0)
+        decays = sum((step >= at for at in options.at_steps), start=jnp.zeros(()))
+        return jnp.where(step == 0, 1.0, ramp) * options.factor**decays
+
+    return value
+
+
+KINDS = {
+    "constant": constant,
+    "staircase": staircase,
+    "exponential": exponential,
+    "cosine": cosine,
+    "adapt": adapt,
+}
 
 
 def learning_rate(optim: Config, *, steps: int, per_epoch: int) -> optax.Schedule:
@@ -65,7 +88,8 @@ def loss_options(loss: Config, *, per_epoch: int) -> dict[str, float | optax.Sch
     warmup = round(loss.warmup_epochs * per_epoch)
 
     def hardness(step):
-        full = 1.0 - loss.anneal ** (step + 1.0) if loss.anneal else loss.hardness
-        return jnp.where(step < warmup, 0.0, full)
+        rest = loss.anneal ** (step + 1.0) if loss.anneal else 1.0 - loss.hardness
+        # Exactly 1 once that is within rounding: the backward pass then has few pairs to look at.
+        return jnp.where(step < warmup, 0.0, jnp.where(rest < 1e-7, 1.0, 1.0 - rest))
 
     return {"margin": loss.margin, "hardness": hardness if warmup or loss.anneal else loss.hardness}

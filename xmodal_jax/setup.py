@@ -18,6 +18,7 @@ from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.data.text import Vocabulary, load_word_vectors
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.optim import path_name
 from xmodal_jax.pairwise import Block
 from xmodal_jax.step import Objective
 from xmodal_jax.types import Batch, Config, Images, Texts
@@ -142,11 +143,15 @@ def claim_workdir(workdir: Path, config: Config, dataset: Dataset, vocabulary: V
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:
-    """``params`` with the rows of every ``embed/embedding`` table set where ``source`` has the word."""
+    """``params`` with the rows of the word tables set where ``source`` has the word."""
     vectors, found = load_word_vectors(source, vocabulary)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    # A table that is kept for such vectors (ADAPT has one) takes them, and the other is learned from scratch.
+    fixed = [name for name in names if name.endswith("embed_fixed/embedding")]
+    targets = fixed or [name for name in names if name.endswith("embed/embedding")]
 
     def fill(path: Any, leaf: Any) -> Any:
-        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("embed/embedding"):
+        if path_name(path) not in targets:
             return leaf
         if leaf.shape[1] < vectors.shape[1]:
             raise DataError(

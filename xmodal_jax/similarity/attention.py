@@ -1,4 +1,4 @@
-"""Pure score functions: image representations [B, ...] and text representations [C, ...] to scores [B, C]."""
+"""Scores of two sets of fragments: stacked cross attention (SCAN) and best matches (DVSA, CHAN)."""
 
 from __future__ import annotations
 
@@ -7,55 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-AnyArray = Array | np.ndarray
-NEVER = -1e30  # a score that wins no maximum; minus infinity would turn into NaN in a gradient
-
-
-def safe_sqrt(x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """Square root whose gradient at zero is zero instead of infinite (the double `where` keeps NaN out)."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
-
-
-def l2_normalise(x: Float[Array, "*n d"], *, eps: float = 1e-8) -> Float[Array, "*n d"]:
-    """``x / (||x||_2 + eps)`` over the last axis; a zero vector stays zero with a finite gradient.
-
-    The epsilon stands outside the root as in SCAN (Lee et al., ECCV 2018, released code).
-    """
-    return x / (safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) + eps)
-
-
-def dot(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
-    """Inner products in float32: the cosine when both sides are unit vectors."""
-    return jnp.einsum("bd,cd->bc", image, text, preferred_element_type=jnp.float32)
-
-
-def cosine(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
-    """Cosine similarity; both sides are normalised here."""
-    return dot(l2_normalise(jnp.asarray(image)), l2_normalise(jnp.asarray(text)))
-
-
-def order(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"], *, root: bool = False) -> Float[Array, "b c"]:
-    """Order similarity ``-||max(0, c - v)||^2`` (Vendrov et al., ICLR 2016, eq. 2), or minus its root.
-
-    The image is the more specific item and dominates its captions in every coordinate. The released code of
-    VSE++ takes the root; margins tuned for one form do not carry over to the other.
-    """
-    violation = jnp.sum(jnp.square(jax.nn.relu(text[None, :, :] - image[:, None, :])), axis=-1)
-    return -(safe_sqrt(violation) if root else violation)
-
-
-def order_root(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
-    """:func:`order` with the root, as VSE++'s "order" measure has it."""
-    return order(image, text, root=True)
-
-
-def correspondence(row: AnyArray, n_images: int) -> Bool[Array, "b c"]:
-    """``positive[b, c]``: image b is the own image of caption c, from the captions' image rows [C]."""
-    return jnp.arange(n_images)[:, None] == row[None, :]
+from xmodal_jax.similarity.vector import NEVER, AnyArray, safe_sqrt
 
 
 class Sides(NamedTuple):
@@ -92,8 +46,9 @@ def _l1norm(similar: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _softmax(similar: jax.Array, mask: jax.Array) -> jax.Array:
-    top = jax.lax.stop_gradient(jnp.max(similar, axis=2, keepdims=True))  # of padding too: it only guards exp
-    exponential = jnp.exp(similar - top) * mask
+    similar = jnp.where(mask, similar, NEVER)
+    top = jax.lax.stop_gradient(jnp.max(similar, axis=2, keepdims=True))
+    exponential = jnp.where(mask, jnp.exp(similar - top), 0.0)
     total = jnp.sum(exponential, axis=2, keepdims=True)
     return exponential / jnp.where(total > 0, total, 1.0)
 

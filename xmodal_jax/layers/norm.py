@@ -1,0 +1,45 @@
+"""Normalisation by batch statistics, as PyTorch keeps them."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm1d of [..., K] over the entries that are real; K may be less than ``size``.
+
+    The running variance is the unbiased one, momentum is PyTorch's 0.1. A channel with fewer than two real entries
+    leaves its running statistics alone.
+
+    Attributes:
+        size: number of channels that have statistics.
+        affine: learn a scale and a bias of each channel.
+    """
+
+    size: int
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n k"], real: Bool[Array, "..."], *, train: bool) -> Float[Array, "*n k"]:
+        """``real`` broadcasts against ``x``; it matters in training only."""
+        used = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.size,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (self.size,))
+        mean, var = running_mean.value[:used], running_var.value[:used]
+        if train:
+            real, axes = jnp.broadcast_to(real, x.shape), tuple(range(x.ndim - 1))
+            count = jnp.sum(real, axes)
+            mean = jnp.sum(jnp.where(real, x, 0.0), axes) / jnp.maximum(count, 1)
+            squares = jnp.sum(jnp.where(real, jnp.square(x - mean), 0.0), axes)
+            var = squares / jnp.maximum(count, 1)
+            for running, new in ((running_mean, mean), (running_var, squares / jnp.maximum(count - 1, 1))):
+                change = jnp.where(count > 1, 0.1 * (new - running.value[:used]), 0.0)
+                running.value = running.value.at[:used].add(change)
+        normal = (x - mean) * jax.lax.rsqrt(var + 1e-5)
+        if not self.affine:
+            return normal
+        scale = self.param("scale", nn.initializers.ones, (self.size,))
+        return normal * scale[:used] + self.param("bias", nn.initializers.zeros, (self.size,))[:used]
