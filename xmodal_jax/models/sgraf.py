@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.image import as_regions, mean_pool
+from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
@@ -43,33 +44,6 @@ def product(spec: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
 def masked_softmax(logit: jax.Array, mask: jax.Array, axis: int = -1) -> jax.Array:
     """Softmax over the real entries; zeros, with a finite gradient, where there are none."""
     return jnp.where(mask, jax.nn.softmax(jnp.where(mask, logit, -1e30), axis=axis), 0.0)
-
-
-class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm1d of [..., K] over its real entries; K may be less than ``size``.
-
-    The running variance is the unbiased one. A channel with fewer than two real entries keeps its statistics.
-    """
-
-    size: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, real: jax.Array, *, train: bool) -> jax.Array:
-        ones, zeros, used = nn.initializers.ones, nn.initializers.zeros, x.shape[-1]
-        scale, bias = self.param("scale", ones, (self.size,)), self.param("bias", zeros, (self.size,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.size,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (self.size,))
-        mean, var = running_mean.value[:used], running_var.value[:used]
-        if train:
-            real, axes = jnp.broadcast_to(real, x.shape), tuple(range(x.ndim - 1))
-            count = jnp.sum(real, axes)
-            mean = jnp.sum(jnp.where(real, x, 0.0), axes) / jnp.maximum(count, 1)
-            squares = jnp.sum(jnp.where(real, jnp.square(x - mean), 0.0), axes)
-            var = squares / jnp.maximum(count, 1)
-            for running, new in ((running_mean, mean), (running_var, squares / jnp.maximum(count - 1, 1))):
-                step = jnp.where(count > 1, 0.1 * (new - running.value[:used]), 0.0)
-                running.value = running.value.at[:used].add(step)
-        return (x - mean) * jax.lax.rsqrt(var + 1e-5) * scale[:used] + bias[:used]
 
 
 class SelfAttention(nn.Module):

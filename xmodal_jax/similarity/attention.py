@@ -94,9 +94,9 @@ def cross_attention(
     *,
     direction: str,
     norm: str = "clipped_l2norm",
-    smooth: float = 9.0,
+    smooth: int | float = 9.0,
     pool: str = "lse",
-    lse: float = 6.0,
+    lse: int | float = 6.0,
     context_gram: Float[AnyArray, "n t t"] | None = None,
 ) -> Float[Array, "b c"]:
     r"""Stacked cross attention (SCAN; Lee et al., ECCV 2018) of all pairs; attended vectors are never built.
@@ -159,7 +159,7 @@ def sum_max(
     *,
     direction: str = "t2i",
     pool: str = "sum",
-    temperature: float = 0.1,
+    temperature: int | float = 0.1,
 ) -> Float[Array, "b c"]:
     r"""Pooled best matches of every image with every caption, no fragment normalised.
 

@@ -18,7 +18,7 @@ def fovea(
     shift: Float[AnyArray, "m d"],
     query: Float[AnyArray, "m d"],
     *,
-    smooth: float | Float[Array, ""],
+    smooth: int | float | Float[Array, ""],
     pool: str = "mean",
 ) -> Float[Array, "n m"]:
     r"""Adaptive fragments through a fovea (ADAPT; Wehrmann, Kolling, Barros, AAAI 2020), pooled and compared.
