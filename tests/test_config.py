@@ -38,7 +38,7 @@ def test_bad_overrides(override, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("spec", "message"), [("vsee.py", "the package has vse.py"), ("vse.py:scan", '"scan"')])
+@pytest.mark.parametrize(("spec", "message"), [("vsee.py", "the package has "), ("vse.py:scan", '"scan"')])
 def test_bad_names(spec, message):
     with pytest.raises(UsageError) as caught:
         configs.load(spec)
