@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax import similarity
 from xmodal_jax.data.text import END, START
 from xmodal_jax.layers.gpo import GPO
+from xmodal_jax.layers.image import as_regions
+from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
@@ -61,32 +63,6 @@ def with_zero_rows(mask: Bool[Array, "b r"]) -> Bool[Array, "b r"]:
     return (mask | (jnp.cumsum(~mask, axis=1) <= jnp.max(count) - count)) & (count > 0)
 
 
-class RegionNorm(nn.Module):
-    """Batch normalisation of regions [B, R, F] by the statistics of the ``counted`` ones, as PyTorch's: momentum 0.1
-    (Flax writes 0.9), unbiased running variance. Running statistics live in "batch_stats"."""
-
-    momentum: float = 0.9
-    eps: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b r f"], counted: Bool[Array, "b r"], *, train: bool) -> Float[Array, "b r f"]:
-        size = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, size)
-        bias = self.param("bias", nn.initializers.zeros, size)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, size)
-        running_var = self.variable("batch_stats", "var", jnp.ones, size)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            rows, n = counted[..., None], jnp.sum(counted)
-            mean = jnp.sum(jnp.where(rows, x, 0.0), axis=(0, 1)) / jnp.maximum(n, 1)
-            squares = jnp.sum(jnp.where(rows, jnp.square(x - mean), 0.0), axis=(0, 1))
-            var = squares / jnp.maximum(n, 1)
-            for running, new in ((running_mean, mean), (running_var, squares / jnp.maximum(n - 1, 1))):
-                after = self.momentum * running.value + (1.0 - self.momentum) * new
-                running.value = jnp.where(n > 1, after, running.value)  # one row has no variance
-        return (x - mean) * jax.lax.rsqrt(var + self.eps) * scale + bias
-
-
 class RegionMLP(nn.Module):
     """Linear, batch normalisation, ReLU, Linear on regions [B, R, F] to [B, R, D]; PyTorch's default initialisers."""
 
@@ -102,7 +78,9 @@ class RegionMLP(nn.Module):
             init = uniform(x.shape[-1] ** -0.5)
             return nn.Dense(size, kernel_init=init, bias_init=init, dtype=self.dtype, name=name)(x).astype(jnp.float32)
 
-        hidden = RegionNorm(name="norm")(linear(region, self.hidden_dim, "hidden"), counted, train=train)
+        hidden = BatchNorm(self.hidden_dim, name="norm")(
+            linear(region, self.hidden_dim, "hidden"), counted[..., None], train=train
+        )
         return linear(jax.nn.relu(hidden), self.size, "out")
 
 
@@ -144,8 +122,7 @@ class Model(Matcher):
         self.counted = with_zero_rows if self.compat_padding else lambda mask: mask
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        feature = feature if feature.ndim == 3 else feature[:, None]
+        feature = as_regions(image.feature[self.feature])
         mask = jnp.asarray(image.mask)
         if train and self.drop_region:
             mask = survivors(jax.random.uniform(self.make_rng("dropout"), mask.shape), mask, self.drop_region)
