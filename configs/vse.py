@@ -1,4 +1,4 @@
-"""The VSE family: VSE0 / UVS, VSE++, order-embeddings, bag of words.
+"""The VSE family: VSE0 / UVS, VSE++, order-embeddings, bag of words, and the same encoders with losses of later years.
 
     xmodal train --config vse.py:vsepp,f8k --workdir runs/vsepp
 
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from xmodal_jax.defaults import base, parse, shrink
 from xmodal_jax.types import Config
 
-VARIANTS = ("vsepp", "vsepp_warmup", "vse0", "uvs", "order", "bow")
+VARIANTS = ("vsepp", "vsepp_warmup", "vse0", "uvs", "order", "bow", "infonce", "sigmoid")
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -29,6 +29,8 @@ def get_config(arg: str | None = None) -> Config:
             "absolute": False,
             "normalise_train": True,
             "normalise_test": True,
+            "scale": 0.0,
+            "bias": 0.0,
             "dtype": "float32",
         }
     )
@@ -54,6 +56,10 @@ def get_config(arg: str | None = None) -> Config:
         config.optim.lr = 1e-3
         config.optim.schedule.kind = "constant"
         config.optim.clip_norm, config.optim.clip_tensor_norm = 0.0, 2.0
+    elif variant == "infonce":  # CLIP's loss and its initial temperature
+        config.loss.name, config.model.scale = "infonce", 1 / 0.07
+    elif variant == "sigmoid":  # SigLIP's
+        config.loss.name, config.model.scale, config.model.bias = "sigmoid", 10.0, -10.0
     if data == "scenes":  # few words and small pictures: a narrow model with a high rate learns them in minutes
         config.model.embed_dim, config.model.word_dim = 128, 128 if variant == "bow" else 64
         config.epochs, config.optim.lr = 24.0, 2e-3

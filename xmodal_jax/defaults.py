@@ -34,6 +34,7 @@ def base(data: str) -> Config:
     config.ema = 0.0  # decay of the averaged weights, 0 = off; evaluation scores them where on
     config.parallel = "jit"  # or "pmap"
     config.block = ()  # (images, captions, pairs) scored at a time, see xmodal_jax.pairwise.Block; () = by device
+    config.chunk = 0  # images scored at a time by a loss that never holds all scores, see xmodal_jax.chunked; 0 = off
     config.data = ConfigDict(
         {
             "dir": DATA[data],
@@ -50,7 +51,7 @@ def base(data: str) -> Config:
     )
     config.loss = ConfigDict(
         {
-            "name": "triplet",
+            "name": "triplet",  # of xmodal_jax.losses; the options below are read by those that have them
             "margin": 0.2,
             "hardness": 1.0,
             "warmup_epochs": 0.0,  # epochs of the sum of hinges before `hardness` holds

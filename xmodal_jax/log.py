@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xmodal_jax import processes
 from xmodal_jax.errors import NumericError
 from xmodal_jax.types import Config
 
@@ -16,17 +17,20 @@ from xmodal_jax.types import Config
 class Log:
     """Metrics of a run, one JSON object a line in ``workdir/metrics.jsonl``; use as a context manager.
 
-    On resume, lines later than the step that the run goes on from are dropped: those steps are run again.
+    On resume, lines later than the step that the run goes on from are dropped: those steps are run again. Of several
+    processes only the first one writes.
     """
 
     def __init__(self, workdir: Path, config: Config, start: int, params: Any):
         self.path = workdir / "metrics.jsonl"
         self.began, self.first, self.last = time.monotonic(), start, (start, time.monotonic())
+        self.writer = None
+        if not processes.first():
+            return
         kept = [line for line in read(self.path) if line["step"] <= start]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         if start == 0:
             overview(params, workdir / "parameters.txt")
-        self.writer = None
         if config.log.tensorboard:
             from clu import metric_writers
 
@@ -41,6 +45,8 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line with the step, the wall time and the mean time of the steps since the last line."""
+        if not processes.first():
+            return
         now = time.monotonic()
         extra = {"wall_s": round(now - self.began, 3)}
         if step > self.last[0]:
@@ -91,7 +97,7 @@ class CollapseDetector:
         """Count a step. Raises NumericError where training has not left the plateau for ``stop_steps``."""
         plateau = 2.0 * self.margin
         per_pair = metrics.get("loss_per_pair")
-        on_it = per_pair is not None and abs(per_pair - plateau) <= 1e-3 * plateau and metrics["hardness"] == 1.0
+        on_it = per_pair is not None and abs(per_pair - plateau) <= 1e-3 * plateau and metrics.get("hardness") == 1.0
         self.stuck = self.stuck + 1 if on_it else 0
         text = (
             f"Loss has been within 0.1 % of 2 * margin a pair for {self.stuck:,} steps (step {step:,}): embeddings "

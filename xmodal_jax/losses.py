@@ -7,8 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.similarity.vector import NEVER
+
 AnyArray = Array | np.ndarray
 Scalar = int | float | Float[Array, ""]
+
+
+def _own(scores, positive, where) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(pairs that count [B, C], negatives [B, C], each caption's image [C], 0 where it has none, and its score [C])."""
+    positive = jnp.asarray(positive)
+    counted = jnp.ones_like(positive) if where is None else jnp.asarray(where)
+    pair = positive & counted
+    row = jnp.argmax(pair, axis=0)
+    return pair, counted & ~positive, row, jnp.take_along_axis(jnp.asarray(scores), row[None], axis=0)[0]
 
 
 def triplet(
@@ -45,13 +56,9 @@ def triplet(
     >>> float(triplet(np.array([[1.0, 0.9], [0.2, 0.5]], "f4"), np.eye(2, dtype=bool), margin=0.2, hardness=1.0))
     0.7...
     """
-    scores, positive = jnp.asarray(scores), jnp.asarray(positive)
-    counted = jnp.ones_like(positive) if where is None else jnp.asarray(where)
-    pair = positive & counted
-    negative = counted & ~positive
+    scores = jnp.asarray(scores)
+    pair, negative, row, own = _own(scores, positive, where)
     has_pair = jnp.any(pair, axis=0)
-    row = jnp.argmax(pair, axis=0)  # [C], the caption's image; 0 where there is none
-    own = jnp.take_along_axis(scores, row[None], axis=0)[0]
 
     along_row, row_negative = scores[row], negative[row]  # [C, C]: caption c's image against every caption
     along_column, column_negative = scores.T, negative.T  # [C, B]: caption c against every image
@@ -75,15 +82,42 @@ def triplet(
     return mix[0] + mix[1]
 
 
+def infonce(
+    scores: Float[AnyArray, "b c"], positive: Bool[AnyArray, "b c"], where: Bool[AnyArray, "b c"] | None = None
+) -> Float[Array, ""]:
+    r"""Symmetric cross entropy over in-batch negatives (ConVIRT; CLIP, Radford et al., ICML 2021, fig. 3), summed.
+
+    .. math::
+        L = -\tfrac 1 2 \sum_c \Big( \log \frac{e^{S_{p(c),c}}}{e^{S_{p(c),c}} + \sum_{c'} e^{S_{p(c),c'}}}
+            + \log \frac{e^{S_{p(c),c}}}{e^{S_{p(c),c}} + \sum_{b'} e^{S_{b',c}}} \Big)
+
+    with the negatives of :func:`triplet`. The papers take the mean over the batch; like all losses here this is the
+    sum. Scores should be cosines times a factor, see :class:`xmodal_jax.layers.scale.Scale`.
+    """
+    pair, negative, row, own = _own(scores, positive, where)
+    below = jnp.where(negative, jnp.asarray(scores), NEVER)
+    sides = jax.nn.logsumexp(below, axis=1)[row], jax.nn.logsumexp(below, axis=0)
+    terms = jax.nn.softplus(sides[0] - own) + jax.nn.softplus(sides[1] - own)
+    return jnp.sum(jnp.where(jnp.any(pair, axis=0), terms, 0.0)) / 2
+
+
+def sigmoid(
+    scores: Float[AnyArray, "b c"], positive: Bool[AnyArray, "b c"], where: Bool[AnyArray, "b c"] | None = None
+) -> Float[Array, ""]:
+    r"""Every pair a yes-or-no question (SigLIP; Zhai et al., ICCV 2023, eq. 1): :math:`-\sum \log \sigma(z S)`.
+
+    z is 1 for a positive and -1 for a negative. The paper divides by the batch size; like all losses here this is the
+    sum. Scores should be cosines times a factor, plus a bias, see :class:`xmodal_jax.layers.scale.Scale`.
+    """
+    pair, negative, _, _ = _own(scores, positive, where)
+    terms = jnp.where(pair, jax.nn.softplus(-jnp.asarray(scores)), 0.0)
+    return jnp.sum(terms + jnp.where(negative, jax.nn.softplus(jnp.asarray(scores)), 0.0))
+
+
 def violations(
     scores: Float[AnyArray, "b c"], positive: Bool[AnyArray, "b c"], where: Bool[AnyArray, "b c"] | None = None
-) -> dict[str, Float[Array, ""]]:
-    """Diagnostics of a batch: mean score of the positives and of the hardest caption for each image."""
-    counted = jnp.ones_like(positive) if where is None else where
-    pair, negative = positive & counted, counted & ~positive
-    hardest = jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)
-    row = jnp.isfinite(hardest)
-    return {
-        "score_positive": jnp.sum(jnp.where(pair, scores, 0.0)) / jnp.maximum(jnp.sum(pair), 1),
-        "score_hardest": jnp.sum(jnp.where(row, hardest, 0.0)) / jnp.maximum(jnp.sum(row), 1),
-    }
+) -> tuple[Float[Array, " c"], Float[Array, " b"]]:
+    """What training logs: the scores of each caption with its own image, of each image with its hardest caption (minus
+    infinity where it has none)."""
+    _, negative, _, own = _own(scores, positive, where)
+    return own, jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)

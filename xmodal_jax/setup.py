@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from xmodal_jax import chunked, losses, processes, schedules
 from xmodal_jax import config as configs
-from xmodal_jax import losses, schedules
 from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.data.text import Vocabulary, load_word_vectors
@@ -65,11 +66,16 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
     if rank_loss is None:
         raise UsageError(f'No loss "{config.loss.name}" in xmodal_jax.losses (config.loss.name).')
     options = schedules.loss_options(config.loss, per_epoch=per_epoch)
+    known = inspect.signature(rank_loss).parameters
+    options = {name: value for name, value in options.items() if name in known}
     try:
         block = Block(*map(int, config.block)) if config.block else None
     except TypeError:
         raise UsageError(f"config.block takes (images, captions, pairs), not {tuple(config.block)}.") from None
-    return Objective(rank_loss, options, dict(config.weights), config.loss.mask_same_image, block, mesh)
+    if config.chunk:
+        rank_loss = getattr(chunked, config.loss.name)
+    weights, mask = dict(config.weights), config.loss.mask_same_image
+    return Objective(rank_loss, options, weights, mask, block, mesh, config.chunk)
 
 
 def features_of(config: Config) -> list[str]:
@@ -133,13 +139,16 @@ def open_vocabulary(workdir: Path, config: Config, dataset: Dataset) -> Vocabula
 
 def claim_workdir(workdir: Path, config: Config, dataset: Dataset, vocabulary: Vocabulary) -> None:
     """Make the run folder, once all of the config has proved usable."""
-    if (workdir / "config.json").is_file():
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(workdir / "vocabulary.json")
-    identity = {"data": dataset.manifest["sha256"], "vocabulary": vocabulary.sha256}
-    (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
-    configs.save(config, workdir / "config.json")  # last: a folder with a config has all the rest
+    target = workdir / "config.json"
+    processes.wait("run folder seen")  # by all: in the middle of the making it would look like a stranger's
+    if processes.first() and not target.is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(workdir / "vocabulary.json")
+        identity = {"data": dataset.manifest["sha256"], "vocabulary": vocabulary.sha256}
+        (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
+        configs.save(config, target)  # last: a folder with a config has all the rest
+    processes.wait("run folder made")
+    processes.check_shared(target)
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:

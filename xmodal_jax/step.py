@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from xmodal_jax import losses
+from xmodal_jax.chunked import Pairs
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.pairwise import Block, pairwise
 from xmodal_jax.similarity import correspondence
@@ -66,6 +67,7 @@ class Objective(NamedTuple):
     mask_same_image: bool = False
     block: Block | None = None  # pairs scored at a time; chosen by the kind of device where None
     mesh: Mesh | None = None  # devices that share the score matrix
+    chunk: int = 0  # where positive, `rank_loss` is one of xmodal_jax.chunked and scores so many images at a time
 
 
 def counted(image: Images, text: Texts, *, mask_same_image: bool) -> jax.Array:
@@ -125,13 +127,32 @@ def loss_fn(
             return model.apply(variables, image, text, method="score")
 
         variables = {"params": params, **state}
-        scores = pairwise(score, variables, image_repr, text_repr, block=objective.block, mesh=objective.mesh)
-        positive = correspondence(texts.row, images.id.shape[0])
-        where = counted(images, texts, mask_same_image=objective.mask_same_image)
-        terms["rank"] = objective.rank_loss(scores, positive, where, **options)
-        pairs = jnp.sum(positive & where)
-        metrics |= {"pairs": pairs, **losses.violations(scores, positive, where)}
-        metrics["loss_per_pair"] = terms["rank"] / jnp.maximum(pairs, 1)
+        if objective.chunk:
+            pairs = Pairs(
+                partial(score, variables),
+                image_repr,
+                text_repr,
+                images,
+                texts,
+                objective.chunk,
+                objective.mask_same_image,
+                objective.mesh.size if objective.mesh else 1,
+            )
+            terms["rank"], own, hardest = objective.rank_loss(pairs, **options)
+        else:
+            scores = pairwise(score, variables, image_repr, text_repr, block=objective.block, mesh=objective.mesh)
+            positive = correspondence(texts.row, images.id.shape[0])
+            where = counted(images, texts, mask_same_image=objective.mask_same_image)
+            terms["rank"] = objective.rank_loss(scores, positive, where, **options)
+            own, hardest = losses.violations(scores, positive, where)
+        real = (texts.id >= 0) & (images.id[texts.row] >= 0)
+        count, rows = jnp.sum(real), jnp.isfinite(hardest)
+        metrics |= {
+            "pairs": count,
+            "loss_per_pair": terms["rank"] / jnp.maximum(count, 1),
+            "score_positive": jnp.sum(jnp.where(real, own, 0.0)) / jnp.maximum(count, 1),
+            "score_hardest": jnp.sum(jnp.where(rows, hardest, 0.0)) / jnp.maximum(jnp.sum(rows), 1),
+        }
     loss = sum((objective.weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))
     return loss, ({"loss": loss, **terms, **metrics}, state)
 

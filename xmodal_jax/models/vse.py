@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.scale import Scale
 from xmodal_jax.layers.text import BagOfWords, GRUText
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.types import Images, Texts
@@ -34,6 +35,8 @@ class Model(Matcher):
         absolute: take absolute values of both embeddings (order-embeddings).
         normalise_train, normalise_test: scale image embeddings to unit length in training, in use. UVS does only
             the latter, vsepp's VSE0 neither. Captions always are.
+        scale, bias: initial values of a learned factor and bias of the scores, see
+            :class:`xmodal_jax.layers.scale.Scale`; a factor of 0 leaves both out.
         dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
@@ -47,6 +50,8 @@ class Model(Matcher):
     absolute: bool = False
     normalise_train: bool = True
     normalise_test: bool = True
+    scale: float = 0.0
+    bias: float = 0.0
     dtype: Any = "float32"
 
     def setup(self) -> None:
@@ -60,6 +65,7 @@ class Model(Matcher):
             self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
         )
         self.similarity = getattr(similarity, self.measure)
+        self.scaled = Scale(self.scale, self.bias)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
         feature = jnp.asarray(image.feature[self.feature], jnp.float32)
@@ -74,4 +80,4 @@ class Model(Matcher):
         return (jnp.abs(embedding) if self.absolute else embedding), None
 
     def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
-        return self.similarity(image, text)
+        return self.scaled(self.similarity(image, text))
