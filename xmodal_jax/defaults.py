@@ -93,6 +93,7 @@ def shrink(config: Config) -> Config:
     """``tiny``: the same system, small enough for a test on a few dozen images."""
     config.epochs = 2.0
     config.data.batch_size = 16
+    config.data.lengths = (16,)
     config.log.every_steps = 5
     config.log.tensorboard = False
     return config

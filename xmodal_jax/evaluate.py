@@ -21,7 +21,7 @@ from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import CheckpointError, NumericError, UsageError
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.pairwise import pairwise
+from xmodal_jax.pairwise import cut, fragments, lengths, pairwise
 from xmodal_jax.parallel import mesh_for, spread
 from xmodal_jax.progress import Progress
 from xmodal_jax.retrieval import protocols, rank, table
@@ -67,6 +67,7 @@ class Evaluator:
                 len(captions),
                 lambda i: f'caption {i} (image "{reader.split.ids[captions.image[i]]}") of split "{name}"',
                 progress,
+                longest_first=True,
             )
         return images, texts
 
@@ -138,12 +139,18 @@ def _stack(
     count: int,
     name: Callable[[int], str],
     progress: Progress,
+    *,
+    longest_first: bool = False,
 ) -> Repr:
     stacks: Any = None
+    width = 0
     for batch in batches:
         own = np.asarray(batch.id)
         out = jax.device_get(encode(batch))
-        if stacks is None:  # the first batch is the widest
+        if longest_first:  # padding that the first batch has no use for is not kept
+            width = width or (int(lengths(out).max()) if fragments(out) else 1)
+            out = cut(out, width)
+        if stacks is None:
             stacks = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), out)
         real = own >= 0
         for leaf, into in zip(jax.tree.leaves(out), jax.tree.leaves(stacks), strict=True):
@@ -170,6 +177,14 @@ class Run:
         self.model = make_model(self.config, self.vocabulary)
         self.checkpoints = Checkpoints(workdir, read_only=True)
         self.evaluator = Evaluator(self.model, batch_size=self.config.eval.batch_size)
+
+    def step(self, wanted: int | None) -> int:
+        """The step ``wanted``, the best one by default."""
+        steps = self.checkpoints.steps()
+        if wanted is not None and wanted not in steps:
+            known = ", ".join(f"{step}" for step in steps) or "none"
+            raise CheckpointError(f"{self.workdir} has no checkpoint of step {wanted}; there are: {known}.")
+        return self.checkpoints.best() if wanted is None else wanted
 
     def variables(self, step: int) -> tuple[dict[str, Any], str]:
         """Parameters and statistics of a step, and whether they are the averaged ("ema") or the "raw" weights."""
@@ -241,10 +256,7 @@ def main(args: argparse.Namespace) -> int:
     run = Run(Path(args.workdir), args.data)
     if args.watch:
         return watch(run, args)
-    if args.step is not None and args.step not in run.checkpoints.steps():
-        known = ", ".join(f"{step}" for step in run.checkpoints.steps()) or "none"
-        raise CheckpointError(f"{run.workdir} has no checkpoint of step {args.step}; there are: {known}.")
-    step = run.checkpoints.best() if args.step is None else args.step
+    step = run.step(args.step)
     report(run, step, run.table(step, args.split, args.protocol), args.split, args.json)
     return 0
 
