@@ -300,3 +300,8 @@ def test_wheel_works_outside_the_repository(installed, tmp_path):
 def test_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
     outside(installed, "xmodal", "demo", "--tiny", "--workdir", str(tmp_path / "tiny demo"), cwd=tmp_path, timeout=500)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny demo"]
+    report = (tmp_path / "tiny demo" / "report.md").read_text(encoding="utf-8")
+    assert "word-region accuracy" in report
+    pictures = re.findall(r"\]\((.+\.png)\)", report)
+    assert pictures == ["curves.png", "retrieved.png", "attention.png"]
+    assert all((tmp_path / "tiny demo" / name).stat().st_size > 10_000 for name in pictures)

@@ -1,6 +1,7 @@
 """Checkpoints: Orbax for the arrays, a SHA-256 manifest beside each, readable errors, warm start.
 
 A step counts only when its manifest stands, and that is written last: a flipped bit restores silently otherwise.
+Of several processes all take part in a save and in restoring; the first one writes manifests and judges them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from xmodal_jax import processes
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.optim import path_name
 from xmodal_jax.step import TrainState
@@ -91,7 +93,8 @@ class Checkpoints:
             self.wait()
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
-        for _ in range(20):  # other parts of the same save may still be writing in the background
+        # Other parts of the same save may still be writing in the background.
+        for _ in range(20 if processes.first() else 0):
             left = [self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]
             for folder in left:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -109,6 +112,8 @@ class Checkpoints:
         return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
 
     def _seal(self, step: int) -> None:
+        if not processes.first():
+            return
         self.manifests.mkdir(exist_ok=True)
         content = {name: sha256(path) for name, path in self._files(step).items()}
         target = self.manifests / f"{step}.json"
@@ -166,15 +171,20 @@ class Checkpoints:
         Raises:
             CheckpointError: there are steps but none is good.
         """
-        steps = sorted(self.manager.all_steps())
-        for step in reversed(steps):
+        good = None
+        for step in sorted(self.manager.all_steps(), reverse=True) if processes.first() else ():
             problem = self.problem(step)
             if problem is None:
-                return step
+                good = step
+                break
             print(f"checkpoint: step {step:,} is not used: {problem}", file=sys.stderr)
-            self.manager.delete(step)
-            (self.manifests / f"{step}.json").unlink(missing_ok=True)
-        return None
+        newest = int(processes.agree(-1 if good is None else good)[0])
+        for step in self.manager.all_steps():
+            if step > newest:
+                self.manager.delete(step)
+                if processes.first():
+                    (self.manifests / f"{step}.json").unlink(missing_ok=True)
+        return None if newest < 0 else newest
 
     def restore_training(self, step: int, like: TrainState) -> TrainState:
         """The whole state of a step, with the structure, dtypes and shardings of ``like``."""

@@ -99,6 +99,12 @@ def add_train(verbs) -> None:
     )
     parser.add_argument("--config", required=True, help="FILE.py:ARG; override keys by --config.KEY=VALUE")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run; an existing run is resumed")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes that SLURM, Open MPI, a TPU pod or Kubernetes started; elsewhere set "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+    )
 
 
 def add_eval(verbs) -> None:
@@ -126,6 +132,23 @@ def add_eval(verbs) -> None:
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
 
 
+def add_attend(verbs) -> None:
+    parser = verb(
+        verbs,
+        "attend",
+        "attend:main",
+        "draw which regions of an image the words of a caption look at",
+        'xmodal attend --workdir demo/run --image scene-0-000003 --caption "two red squares" --out attention.png',
+    )
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--image", required=True, metavar="ID", help="an image of the data set")
+    parser.add_argument("--caption", help="any text; by default the first caption of the image itself")
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write")
+    parser.add_argument("--split", help="where to look for the image; everywhere by default")
+    parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
+    parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+
+
 def add_baseline(verbs) -> None:
     parser = verb(
         verbs,
@@ -144,10 +167,26 @@ def add_baseline(verbs) -> None:
 
 
 def add_bench(verbs) -> None:
-    parser = verb(verbs, "bench", "bench:main", "measure this machine", "xmodal bench pipeline --seconds 10")
-    parser.add_argument("what", choices=["pipeline"], help="pipeline: MB/s of 36 x 2048 float16 regions from disk")
-    parser.add_argument("--images", type=int, default=1500, help="records in the temporary set, 147 kB each")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser = verb(
+        verbs,
+        "bench",
+        "bench:main",
+        "measure this machine",
+        "xmodal bench kernels --only scan_t2i_hardest --json rows.json",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        default="all",
+        choices=["all", "kernels", "step", "eval", "batch", "scaling", "pipeline"],
+        help="kernels: scores and losses; step: a training step; eval: scores and ranks of a test set; batch: the "
+        "largest batch in 4 GiB; all (default): these four; scaling: against batch and gallery size; pipeline: MB/s of "
+        "36 x 2048 float16 regions from disk",
+    )
+    parser.add_argument("--only", metavar="NAMES", help="rows to measure, separated by commas")
+    parser.add_argument("--plot", type=Path, help="scaling: draw the rows to this picture")
+    parser.add_argument("--images", type=int, default=1500, help="pipeline: records in the temporary set, 147 kB each")
+    parser.add_argument("--seconds", type=float, default=10.0, help="pipeline: how long to read")
     parser.add_argument("--json", type=Path, help="also write the rows here")
 
 
@@ -172,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xmodal_jax {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (add_demo, add_data, add_train, add_eval, add_baseline, add_bench, add_show, add_doctor):
+    for add in (add_demo, add_data, add_train, add_eval, add_attend, add_baseline, add_bench, add_show, add_doctor):
         add(verbs)
     return parser
 

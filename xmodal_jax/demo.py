@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+from xmodal_jax import attend, report
 from xmodal_jax import config as configs
-from xmodal_jax import report
 from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
 from xmodal_jax.evaluate import Member, Run, rank_table
@@ -18,6 +20,7 @@ from xmodal_jax.setup import make_captions, make_reader
 from xmodal_jax.train import Trainer
 
 IMAGES, TINY_IMAGES = 3000, 60
+LOOKS = 3  # images on the page of attention pictures
 
 
 def main(args: argparse.Namespace) -> int:
@@ -27,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     began = time.monotonic()
     root: Path = args.workdir
     data, workdir = root / "data", root / "run"
-    spec = "vse.py:vsepp_warmup,scenes" + (",tiny" if args.tiny else "")
+    spec = "scan.py:t2i_lse,scenes" + (",tiny" if args.tiny else "")
     images = TINY_IMAGES if args.tiny else IMAGES
     overrides = [f"--config.data.dir={data}", f"--config.seed={args.seed}"]
     print(f"1/4 data: {images:,} rendered pictures with 5 captions each in {data}", flush=True)
@@ -42,9 +45,11 @@ def main(args: argparse.Namespace) -> int:
         return code
     print("3/4 evaluate on test", flush=True)
     trained = time.monotonic() - began
-    evaluate(Run(workdir), root, trained, args.seed)
+    run = Run(workdir)
+    evaluate(run, root, trained, args.seed)
     print(f"4/4 report: {root / 'report.md'} ({clock(time.monotonic() - began)} in all)")
-    print(f"next: xmodal show {workdir}    xmodal eval --workdir {workdir} --split test --json recall.json")
+    image = run.dataset.split("test").ids[0]
+    print(f"next: xmodal show {workdir}    xmodal attend --workdir {workdir} --image {image} --out attention.png")
     return 0
 
 
@@ -57,21 +62,32 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
     member = Member(run.evaluator.score, variables, images, texts)
     result = rank_table([member], captions.image, reader.count, protocol="auto", weights=weights)
-    title = f"VSE++ with mean-loss warm-up on scenes, {reader.count:,} test images, step {step:,}"
+    title = f"SCAN on scenes, {reader.count:,} test images, step {step:,}"
     table.to_screen(result, title=title, chance=True)
     count = min(4, reader.count)
     examples = report.retrieve(run.evaluator, variables, images, texts, captions, k=5, count=count, seed=seed)
-    curves, retrieved = root / "curves.png", root / "retrieved.png"
+    words = attend.word_accuracy(
+        attend.own_attention(run, variables, images, texts, captions.image), attend.read_truth(split)
+    )
+    accuracy = (
+        f"{100 * words.right:.1f} % of {words.words:,} words that name an object look most at a region that covers it "
+        f"(by chance {100 * words.chance:.1f} %; the regions cover the objects of {100 * words.possible:.1f} %)"
+    )
+    print(f"word-region accuracy: {accuracy}")
+    curves, retrieved, looks = root / "curves.png", root / "retrieved.png", root / "attention.png"
     report.draw_curves(run.workdir, curves)
     report.draw_retrieved(split, captions, *examples, retrieved)
+    chosen = np.sort(np.random.default_rng(seed).choice(reader.count, min(LOOKS, reader.count), replace=False))
+    attend.draw([attend.look(run, variables, split, row, split.captions[row][0]) for row in map(int, chosen)], looks)
     facts = {
         "config": f"`{run.workdir / 'config.json'}`",
         "data": f"`{run.dataset.directory}`, manifest {run.dataset.manifest['sha256'][:12]}",
         "vocabulary": f"{len(run.vocabulary):,} words",
         "selected": f"step {step:,}, best dev rsum {run.checkpoints.rsum(step) or 0:.1f}",
+        "word-region accuracy": accuracy,
         "time to here": clock(seconds),
         "python": sys.version.split()[0],
     }
-    pictures = {"Learning curves": curves, "Retrieved examples": retrieved}
+    pictures = {"Learning curves": curves, "Retrieved examples": retrieved, "What words look at": looks}
     markdown = table.to_markdown(result, title=title, chance=True)
     report.write_report(root / "report.md", title="xmodal_jax demo", table=markdown, facts=facts, pictures=pictures)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax import processes
 from xmodal_jax.errors import NumericError
 from xmodal_jax.types import Config
 
@@ -17,15 +16,15 @@ from xmodal_jax.types import Config
 class Log:
     """Metrics of a run, one JSON object a line in ``workdir/metrics.jsonl``; use as a context manager.
 
-    On resume, lines later than the step that the run goes on from are dropped: those steps are run again. Of several
-    processes only the first one writes.
+    On resume, lines later than the step that the run goes on from are dropped: those steps are run again. A log that is
+    not ``active`` reads and writes nothing: one of several processes is enough.
     """
 
-    def __init__(self, workdir: Path, config: Config, start: int, params: Any):
+    def __init__(self, workdir: Path, config: Config, start: int, params: Any, *, active: bool = True):
         self.path = workdir / "metrics.jsonl"
         self.began, self.first, self.last = time.monotonic(), start, (start, time.monotonic())
-        self.writer = None
-        if not processes.first():
+        self.active, self.writer = active, None
+        if not active:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -45,7 +44,7 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line with the step, the wall time and the mean time of the steps since the last line."""
-        if not processes.first():
+        if not self.active:
             return
         now = time.monotonic()
         extra = {"wall_s": round(now - self.began, 3)}

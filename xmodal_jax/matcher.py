@@ -1,4 +1,4 @@
-"""The interface every system implements: four methods, nothing else."""
+"""The interface every system implements: four methods, and a fifth for those whose words attend to regions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
+from xmodal_jax.errors import UsageError
 from xmodal_jax.types import Batch, Images, Repr, Texts
 
 
@@ -31,6 +32,14 @@ class Matcher(nn.Module):
     def aux(self, batch: Batch, image: tuple[Repr, Any], text: tuple[Repr, Any], *, train: bool) -> dict[str, Array]:
         """Further losses by name (scalars); the config gives each a weight. None by default."""
         return {}
+
+    def attention(self, image: Repr, text: Repr) -> Array:
+        """How much each word looks at each region, [B, C, R, W], for the few pairs that somebody wants to look at.
+
+        Where words attend to regions, the weights of a real word add up to 1 over the regions; where regions attend to
+        words, those of a region over the words. Padding has weight 0. A system without attention leaves this out.
+        """
+        raise UsageError(f"{type(self).__module__} has no attention between words and regions.")
 
     def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:
         """Scores [B, C] and the auxiliary losses of a batch; `init` goes through here."""

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from xmodal_jax import processes
 from xmodal_jax.errors import UsageError
 
 AXIS = "data"
@@ -26,10 +27,25 @@ class Runner(NamedTuple):
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """A one-axis mesh over all devices."""
+    """A one-axis mesh over all devices, those of a process side by side."""
     devices = devices or jax.devices()
+    order = jax.make_mesh((len(devices),), (AXIS,), devices=devices).devices.flat
+    # Each process reads a contiguous part of the batch. The sort is stable: JAX's good order within a host stays.
+    order = np.array(sorted(order, key=lambda device: device.process_index))
     # Auto: the default (Explicit) axis type asks every gather of a sharded operand for an output sharding.
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return Mesh(order, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def local(tree: Any) -> Any:
+    """Replicated arrays, on the devices of this process alone: what it computes with them needs no other process."""
+    if jax.process_count() == 1:
+        return tree
+    return place(tree, NamedSharding(make_mesh(jax.local_devices()), PartitionSpec()))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays of ``sharding``, to which each process gives its rows, or all where it is replicated."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def check_divides(batch_size: int, devices: int) -> None:
@@ -72,26 +88,26 @@ def jit_runner(devices: Sequence[Any] | None = None) -> Runner:
         compiled = jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
         return in_order(compiled, mesh.devices.flatten().tolist())
 
-    def put_batch(batch):
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
-
     def put_state(state):
-        return jax.device_put(state, whole)
+        return jax.device_put(state, whole) if jax.process_count() == 1 else place(processes.share(state), whole)
 
-    return Runner(compile, put_state, lambda state: state, put_batch, jax.device_get, mesh)
+    return Runner(compile, put_state, lambda state: state, lambda batch: place(batch, rows), jax.device_get, mesh)
 
 
 def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
-    """`jax.pmap` over the local devices: each holds its rows and gathers the others' representations."""
-    devices = devices or jax.local_devices()
-    n = len(devices)
+    """`jax.pmap` over all devices: each holds its rows and gathers the others' representations."""
+    mesh = make_mesh(devices)
+    all_devices = mesh.devices.tolist()
+    n = len(mesh.local_devices)
 
     def compile(step):
-        mapped = jax.pmap(lambda state, batch: step(state, batch, axis=AXIS), AXIS, devices=devices, donate_argnums=0)
-        return in_order(mapped, devices)
+        def mapped(state, batch):
+            return step(state, batch, axis=AXIS)
+
+        return in_order(jax.pmap(mapped, AXIS, devices=all_devices, donate_argnums=0), all_devices)
 
     def put_state(state):
-        return jax.tree.map(lambda x: jax.numpy.stack([x] * n), state)
+        return jax.tree.map(lambda x: jax.numpy.stack([x] * n), processes.share(state))
 
     def put_batch(batch):
         return jax.tree.map(lambda x: np.asarray(x).reshape((n, -1, *np.shape(x)[1:])), batch)
@@ -99,7 +115,12 @@ def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
     def first(tree):
         return jax.tree.map(lambda x: x[0], tree)
 
-    return Runner(compile, put_state, first, put_batch, lambda metrics: jax.device_get(first(metrics)))
+    def get_state(state):
+        one = first(state)
+        # Orbax saves no arrays that belong to one of several processes.
+        return one if jax.process_count() == 1 else place(one, NamedSharding(mesh, PartitionSpec()))
+
+    return Runner(compile, put_state, get_state, put_batch, lambda metrics: jax.device_get(first(metrics)))
 
 
 RUNNERS = {"jit": jit_runner, "pmap": pmap_runner}

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from xmodal_jax import config as configs
-from xmodal_jax import schedules, setup
+from xmodal_jax import processes, schedules, setup
 from xmodal_jax.checkpoint import Checkpoints, warm_start
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import TrainPipeline
@@ -25,7 +25,7 @@ from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, NumericError
 from xmodal_jax.evaluate import Evaluator
 from xmodal_jax.log import CollapseDetector, Log
 from xmodal_jax.optim import make_optimiser
-from xmodal_jax.parallel import make_runner
+from xmodal_jax.parallel import local, make_runner
 from xmodal_jax.progress import Progress
 from xmodal_jax.step import Initial, TrainState, check_weights, initialise, make_state, train_step
 from xmodal_jax.types import Config
@@ -65,7 +65,8 @@ class Trainer:
         self.evaluator = Evaluator(self.model, batch_size=config.eval.batch_size)
         setup.claim_workdir(workdir, config, self.dataset, self.vocabulary)
         self.checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-        self.signal: int | None = None
+        self.signal: int | None = None  # that this process was sent
+        self.stop = False  # a signal was sent, to this process or another, and all know of it
         if captions.cut:
             print(f"{captions.cut:,} training captions are longer than {max(data.lengths)} tokens and are cut.")
 
@@ -124,7 +125,7 @@ class Trainer:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Recall on dev of the averaged weights where there are any."""
-        one = self.runner.get_state(state)
+        one = local(self.runner.get_state(state))
         weights = "ema" if self.config.ema else "raw"
         variables = {"params": one.ema if self.config.ema else one.params, **one.model_state}
         result = self.evaluator.table(
@@ -132,7 +133,9 @@ class Trainer:
         )
         sides = (("i2t", result.i2t), ("t2i", result.t2i))
         flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in sides for k in (1, 5, 10)}
-        return {"rsum": result.rsum, **flat}
+        values = {"rsum": result.rsum, **flat}
+        # The first process decides: on other hardware, scores may differ in their last bits.
+        return dict(zip(values, processes.agree(list(values.values())).tolist(), strict=True))
 
     def due(self, step: int, every: int, stage: setup.Stage) -> bool:
         return step > stage.start and (step == stage.stop or (every > 0 and step % every == 0))
@@ -144,7 +147,7 @@ class Trainer:
         evaluate_every = self.config.eval.every_steps or max(round(self.config.eval.every_epochs * self.per_epoch), 1)
         collapse = CollapseDetector(self.config)
         with (
-            Log(self.workdir, self.config, first, self.initial.params) as log,
+            Log(self.workdir, self.config, first, self.initial.params, active=processes.first()) as log,
             Progress("train", last, unit="steps", start=first) as progress,
             caught_signals(self),
         ):
@@ -157,12 +160,13 @@ class Trainer:
                     fresh = self.optimiser(stage).init(self.runner.get_state(device).params)
                     device = self.runner.put_state(self.runner.get_state(device)._replace(opt_state=fresh))
                 update = self.compile(stage)
-                pending: tuple[int, Any] | None = None
+                pending: tuple[int, Any, Any] | None = None
                 for step in range(max(first, stage.start), stage.stop):
                     device, metrics = update(device, next(batches))
+                    stop = processes.anyone(self.signal is not None)
                     if pending is not None:
                         self.account(pending, log, progress, collapse)
-                    pending = (step + 1, metrics)
+                    pending = (step + 1, metrics, stop)
                     self.checkpoints.poll()
                     evaluated = None
                     if self.due(step + 1, evaluate_every, stage):
@@ -171,17 +175,18 @@ class Trainer:
                         evaluated = self.evaluate(device)
                         log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
                         progress.note(f"dev rsum {evaluated['rsum']:.1f}")
-                    if self.signal or evaluated or self.due(step + 1, self.config.checkpoint.every_steps, stage):
+                    if self.stop or evaluated or self.due(step + 1, self.config.checkpoint.every_steps, stage):
                         if pending is not None:
                             self.account(pending, log, progress, collapse)
                             pending = None
                         self.checkpoints.save(self.runner.get_state(device), evaluated)
-                    if self.signal:
+                    if self.stop:
                         self.checkpoints.wait()
-                        print(f"signal {self.signal}: saved step {step + 1:,}; run the same command again to go on")
+                        print(f"asked to stop: saved step {step + 1:,}; run the same command again to go on")
                         return SAVED_ON_SIGNAL
             self.checkpoints.wait()
-        (self.workdir / "finished.json").write_text(json.dumps({"step": last}) + "\n")
+        if processes.first():
+            (self.workdir / "finished.json").write_text(json.dumps({"step": last}) + "\n")
         return 0
 
     def batches(self, start: int, stop: int) -> Iterator[Any]:
@@ -193,9 +198,10 @@ class Trainer:
                 yield ahead.pop(0)
         yield from ahead
 
-    def account(self, pending: tuple[int, Any], log: Log, progress: Progress, collapse: CollapseDetector) -> None:
+    def account(self, pending: tuple[int, Any, Any], log: Log, progress: Progress, collapse: CollapseDetector) -> None:
         """Read the metrics of a step, write them, and stop on what cannot be trained further."""
         step, metrics = pending[0], {name: float(value) for name, value in self.runner.read(pending[1]).items()}
+        self.stop = bool(pending[2])
         progress.advance(1, f"loss {metrics['loss']:.3f}")
         if not metrics["finite"]:
             image, _, _ = self.pipeline.plan(step - 1)
@@ -232,7 +238,14 @@ class caught_signals:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`xmodal train`: start a run, or go on with the one in ``--workdir``."""
+    """`xmodal train`: start a run, or go on with the one in ``--workdir``; alone or as one of several processes."""
+    processes.join(args.distributed)
+    with processes.together():
+        return train(args)
+
+
+def train(args: argparse.Namespace) -> int:
+    """`xmodal train` in one process."""
     config = configs.load(args.config, args.overrides)
     began = time.monotonic()
     trainer = Trainer(config, Path(args.workdir))
@@ -240,7 +253,7 @@ def main(args: argparse.Namespace) -> int:
         code = trainer.run()
     finally:
         trainer.checkpoints.close()
-    if code == 0:
+    if code == 0 and processes.first():
         best = trainer.checkpoints.best()
         rsum = trainer.checkpoints.rsum(best)
         print(

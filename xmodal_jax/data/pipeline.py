@@ -152,6 +152,9 @@ class FeatureReader:
 
         options = tf.data.Options()
         options.deterministic = True
+        options.autotune.enabled = (
+            False  # nothing is left to it, and its thread delays the iterator's end for up to 60 s
+        )
         # Not from_generator: its first use makes TensorFlow give every freed buffer back to the system, which then
         # clears it page by page (three times slower). More than two batches ahead fall out of the cache.
         steps = tf.data.Dataset.range(start, stop).map(fetch, num_parallel_calls=2).prefetch(2)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import l2_normalise, sum_max
+from xmodal_jax.similarity import l2_normalise, match_weights, sum_max
 from xmodal_jax.types import Fragments, Images, Texts
 
 
@@ -84,7 +84,7 @@ class Model(Matcher):
         self.project = nn.Dense(
             self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
         )
-        self.attention = SelfAttention(self.heads, dtype) if self.heads else lambda region, mask: region
+        self.mix = SelfAttention(self.heads, dtype, name="attention") if self.heads else lambda region, mask: region
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.gru = BiGRU(self.embed_dim, dtype=dtype)
         self.relevance = partial(sum_max, direction=self.direction, pool=self.pool, temperature=self.temperature)
@@ -94,7 +94,7 @@ class Model(Matcher):
         if train and self.region_drop:
             mask = drop_regions(self.make_rng("dropout"), mask, self.region_drop)
         region = self.project(jnp.asarray(image.feature[self.feature], jnp.float32)).astype(jnp.float32)
-        region = l2_normalise(self.attention(region, mask))
+        region = l2_normalise(self.mix(region, mask))
         return Fragments(jnp.where(mask[..., None], region, 0.0), mask), None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Fragments, None]:
@@ -102,4 +102,7 @@ class Model(Matcher):
         return Fragments(l2_normalise(self.gru(self.embed(text.token), mask)), mask), None
 
     def score(self, image: Fragments, text: Fragments) -> jax.Array:
-        return self.relevance(image.feature, image.mask, text.feature, text.mask)
+        return self.relevance(*image, *text)
+
+    def attention(self, image: Fragments, text: Fragments) -> jax.Array:
+        return match_weights(*image, *text, direction=self.direction)

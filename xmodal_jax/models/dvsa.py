@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.recurrent import uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import AnyArray, sum_max
+from xmodal_jax.similarity import AnyArray, match_weights, sum_max
 from xmodal_jax.types import Fragments, Images, Texts
 
 
@@ -139,4 +140,11 @@ class Model(Matcher):
         return Fragments(self.brnn(self.embed(text.token), mask, train=train), mask), None
 
     def score(self, image: Fragments, text: Fragments) -> jax.Array:
-        return self.relevance(image.feature, image.mask, text.feature, text.mask)
+        return self.relevance(*image, *text)
+
+    def attention(self, image: Fragments, text: Fragments) -> Array:
+        """Of the regions alone: the whole image, their mean, is never nearer to a word than the best of them."""
+        if self.relation != "sum_max":
+            raise UsageError(f'The score "{self.relation}" matches no word with a region; it has no attention.')
+        first = int(self.whole_image)
+        return match_weights(image.feature[:, first:], image.mask[:, first:], *text)

@@ -78,3 +78,8 @@ class Model(Matcher):
             lse=self.lse,
             context_gram=image.get("gram"),
         )
+
+    def attention(self, image: dict[str, Any], text: dict[str, Any]) -> jax.Array:
+        return similarity.attention_weights(
+            *image["region"], *text["word"], direction=self.direction, norm=self.norm, smooth=self.smooth
+        )

@@ -123,12 +123,17 @@ class Pairs(nn.Module):
         self.reason = self.make_reason()
         self.local, self.whole, self.final = (linear(size, self.dtype) for size in (self.size, self.size, 1))
 
-    def nodes(self, image: Item, text: Item) -> tuple[jax.Array, jax.Array]:
-        """Similarity vectors [..., 1 + W, K], that of the wholes first, and which are real."""
+    def attention(self, image: Item, text: Item) -> jax.Array:
+        """How words attend to regions, [..., R, W]; weights of a word add up to 1."""
         (region, region_mask), (word, word_mask) = image.part, text.part
         similar = jax.nn.leaky_relu(product("...rd,...wd->...rw", region, word, self.dtype), 0.1)
         similar = l2_normalise(jnp.where(word_mask[..., None, :], similar, 0.0))  # over the words of the caption
-        attention = masked_softmax(self.smooth * similar, region_mask[..., None], axis=-2)
+        return masked_softmax(self.smooth * similar, region_mask[..., None], axis=-2)
+
+    def nodes(self, image: Item, text: Item) -> tuple[jax.Array, jax.Array]:
+        """Similarity vectors [..., 1 + W, K], that of the wholes first, and which are real."""
+        (region, _), (word, word_mask) = image.part, text.part
+        attention = self.attention(image, text)
         attended = l2_normalise(product("...rw,...rd->...wd", attention, region, self.dtype))
         local = l2_normalise(self.local(jnp.square(attended - word)))
         whole = l2_normalise(self.whole(jnp.square(image.whole - text.whole)))
@@ -207,6 +212,10 @@ class Model(Matcher):
             out_axes=1,
         )
         return over_captions(self.pairs, (), image, text)[1]
+
+    def attention(self, image: Item, text: Item) -> jax.Array:
+        images = jax.tree.map(lambda leaf: leaf[:, None], image)
+        return jnp.where(text.part.mask[:, None], self.pairs.attention(images, text), 0.0)
 
     def aux(self, batch: Batch, image: Any, text: Any, *, train: bool) -> dict[str, jax.Array]:
         """No loss; in training, the running statistics of SAF's gates."""

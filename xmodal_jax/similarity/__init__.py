@@ -1,6 +1,15 @@
 """Pure score functions: image representations [B, ...] and text representations [C, ...] to scores [B, C]."""
 
-from xmodal_jax.similarity.attention import MATCH_POOLS, NORMS, POOLS, cross_attention, gram, sum_max
+from xmodal_jax.similarity.attention import (
+    MATCH_POOLS,
+    NORMS,
+    POOLS,
+    attention_weights,
+    cross_attention,
+    gram,
+    match_weights,
+    sum_max,
+)
 from xmodal_jax.similarity.fovea import FOVEAS, fovea
 from xmodal_jax.similarity.vector import (
     NEVER,
@@ -21,6 +30,7 @@ __all__ = [
     "NORMS",
     "POOLS",
     "AnyArray",
+    "attention_weights",
     "correspondence",
     "cosine",
     "cross_attention",
@@ -28,6 +38,7 @@ __all__ = [
     "fovea",
     "gram",
     "l2_normalise",
+    "match_weights",
     "order",
     "order_root",
     "safe_sqrt",

@@ -125,19 +125,60 @@ def cross_attention(
     return scores if direction == "t2i" else scores.T
 
 
+def attention_weights(
+    region: Float[AnyArray, "b r d"],
+    region_mask: Bool[AnyArray, "b r"],
+    word: Float[AnyArray, "c w d"],
+    word_mask: Bool[AnyArray, "c w"],
+    *,
+    direction: str,
+    norm: str = "clipped_l2norm",
+    smooth: int | float = 9.0,
+) -> Float[Array, "b c r w"]:
+    """The weights [B, C, R, W] by which :func:`cross_attention` attends, for looking at a few pairs.
+
+    For "t2i" the weights of a word add up to 1 over the regions, for "i2t" those of a region over the words. Padding
+    has weight 0.
+    """
+    sides = _sides(direction, region, region_mask, word, word_mask)
+    weight = _exponentials(sides, NORMS[norm], smooth)[1]
+    return _by_pair(direction, weight, sides.query_mask)
+
+
+def _products(sides: Sides) -> jax.Array:
+    """Inner products [N, T, Q, M] of N contexts [N, T, D] with M queries [M, Q, D]."""
+    context, query = sides.context, sides.query
+    if context.shape[0] * context.shape[1] < context.shape[2]:  # the products are smaller than the queries to transpose
+        return jnp.einsum("ntd,mqd->ntqm", context, query, preferred_element_type=jnp.float32)
+    query = jnp.swapaxes(query, 0, 1)
+    return jnp.einsum("ntd,qmd->ntqm", context, query, preferred_element_type=jnp.float32)
+
+
+def _exponentials(sides: Sides, normalise, smooth: float) -> tuple[jax.Array, jax.Array]:
+    """Inner products and attention [N, T, Q, M]: the softmax over T but for its denominator, which is 1 or more."""
+    similar = _products(sides)
+    logit = smooth * normalise(similar, sides.query_mask.T)
+    real = sides.context_mask[:, :, None, None]
+    logit = jnp.where(real, logit, NEVER)
+    top = jax.lax.stop_gradient(jnp.max(logit, axis=1, keepdims=True))
+    return similar, jnp.where(real, jnp.exp(logit - top), 0.0)
+
+
+def _by_pair(direction: str, weight: jax.Array, query_mask: jax.Array) -> jax.Array:
+    """Weights [N, T, Q, M], each at most 1 and the largest of a query 1, to [B, C, R, W] that add up to 1 over T."""
+    share = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)  # the sum is 0 where all is padding
+    share = jnp.where(query_mask.T, share, 0.0)
+    return share.transpose((0, 3, 1, 2) if direction == "t2i" else (3, 0, 2, 1))
+
+
 def _attend(sides: Sides, normalise, smooth: float, pool: Callable[..., jax.Array], context_gram) -> jax.Array:
     """Scores [N, M] of N contexts [N, T, D] and M queries [M, Q, D].
 
     Items of the query stand last in [N, T, Q, M]: every reduction below then runs over whole vectors of them.
     """
-    context, context_mask, query, query_mask = sides
+    context, _, query, query_mask = sides
     mask = query_mask.T
-    similar = jnp.einsum("ntd,qmd->ntqm", context, jnp.swapaxes(query, 0, 1), preferred_element_type=jnp.float32)
-    logit = smooth * normalise(similar, mask)
-    real = context_mask[:, :, None, None]
-    logit = jnp.where(real, logit, NEVER)
-    top = jax.lax.stop_gradient(jnp.max(logit, axis=1, keepdims=True))
-    weight = jnp.where(real, jnp.exp(logit - top), 0.0)
+    similar, weight = _exponentials(sides, normalise, smooth)
     context_gram = gram(context) if context_gram is None else context_gram
     applied = jnp.einsum("nts,nsqm->ntqm", context_gram, weight, preferred_element_type=jnp.float32)
     product = jnp.sum(weight * similar, axis=1)  # [N, Q, M]
@@ -184,8 +225,30 @@ def sum_max(
 
 def _match(sides: Sides, pool: Callable[..., jax.Array]) -> jax.Array:
     """Scores [N, M] of N contexts [N, T, D] and M queries [M, Q, D], in the layout of :func:`_attend`."""
-    context, context_mask, query, query_mask = sides
-    product = jnp.einsum("ntd,qmd->ntqm", context, jnp.swapaxes(query, 0, 1), preferred_element_type=jnp.float32)
-    best = jnp.max(jnp.where(context_mask[:, :, None, None], product, NEVER), axis=1)
+    context_mask, query_mask = sides.context_mask, sides.query_mask
+    best = jnp.max(_candidates(sides), axis=1)
     matched = jnp.any(context_mask, axis=1)[:, None] & jnp.any(query_mask, axis=1)
     return jnp.where(matched, pool(best, query_mask.T), 0.0)
+
+
+def _candidates(sides: Sides) -> jax.Array:
+    """Inner products [N, T, Q, M] of what may be matched; padding of the context never is."""
+    return jnp.where(sides.context_mask[:, :, None, None], _products(sides), NEVER)
+
+
+def match_weights(
+    region: Float[AnyArray, "b r d"],
+    region_mask: Bool[AnyArray, "b r"],
+    word: Float[AnyArray, "c w d"],
+    word_mask: Bool[AnyArray, "c w"],
+    *,
+    direction: str = "t2i",
+) -> Float[Array, "b c r w"]:
+    """The matches that :func:`sum_max` pools, as weights [B, C, R, W] like those of :func:`attention_weights`.
+
+    Each word ("i2t": each region) gives 1 to its best region (word); those that tie share it. Padding has weight 0.
+    """
+    sides = _sides(direction, region, region_mask, word, word_mask)
+    product = _candidates(sides)
+    best = (product == jnp.max(product, axis=1, keepdims=True)) & sides.context_mask[:, :, None, None]
+    return _by_pair(direction, best.astype(jnp.float32), sides.query_mask)

@@ -1,9 +1,7 @@
-"""`xmodal bench`: measurements of this machine. So far the input pipeline alone, without a model."""
+"""`xmodal bench pipeline`: the input pipeline alone, without a model."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -52,13 +50,3 @@ def bench_pipeline(images: int, seconds: float) -> dict[str, float | str]:
         "batches": count,
         "wall_s": round(wall, 2),
     }
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run the benchmark and print its row."""
-    rows = [bench_pipeline(args.images, args.seconds)]
-    for row in rows:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0

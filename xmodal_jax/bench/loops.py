@@ -1,0 +1,141 @@
+"""What is compared with: PyTorch, one caption at a time, as the authors of SCAN, VSE++ and ADAPT wrote their training.
+
+Written from the papers' equations; the order of the work is that of the released code, which is what costs the time:
+for each caption, its words (or its filter) meet the regions of all images of the batch, and attended vectors are built.
+Needs torch (extra ``bench``); only the benchmarks import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+torch.set_num_threads(1)
+
+EPS = 1e-8
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    return x / (x.pow(2).sum(dim, keepdim=True).sqrt() + EPS)
+
+
+def attend(query: Tensor, context: Tensor, smooth: float) -> Tensor:
+    """Attended vectors [B, Q, D] of queries [B, Q, D] in contexts [B, T, D] (SCAN, eq. 1 to 5)."""
+    similar = functional.leaky_relu(torch.bmm(context, query.transpose(1, 2)), 0.1)  # [B, T, Q]
+    weight = torch.softmax(smooth * unit(similar).transpose(1, 2), dim=2)  # [B, Q, T]
+    return torch.bmm(weight, context)
+
+
+def cross_attention(image: Tensor, words: Sequence[Tensor], *, direction: str, smooth: float, lse: float) -> Tensor:
+    """Scores [B, C] of regions [B, R, D] and captions [W_c, D]."""
+    columns = []
+    for own in words:
+        caption = own.expand(len(image), *own.shape)
+        query, context = (caption, image) if direction == "t2i" else (image, caption)
+        relevance = functional.cosine_similarity(query, attend(query, context, smooth), dim=2, eps=EPS)
+        columns.append(torch.logsumexp(lse * relevance, dim=1) / lse)
+    return torch.stack(columns, dim=1)
+
+
+def fovea(image: Tensor, scale: Tensor, shift: Tensor, query: Tensor, *, smooth: float) -> Tensor:
+    """Scores [B, C] of region features [B, D, R] and captions' filters [C, D] (ADAPT, text filters image)."""
+    columns = []
+    for a, b, q in zip(scale, shift, query, strict=True):
+        filtered = a[None, :, None] * image + b[None, :, None]
+        pooled = (torch.softmax(smooth * filtered, dim=2) * filtered).mean(dim=2)
+        columns.append(unit(pooled) @ q)
+    return torch.stack(columns, dim=1)
+
+
+def dot(image: Tensor, text: Tensor) -> Tensor:
+    return image @ text.T
+
+
+def triplet(scores: Tensor, *, margin: float, hardness: float) -> Tensor:
+    """Hinge loss of scores [B, C] whose caption c belongs to image c, C at most B; annealed where hardness < 1."""
+    own = scores.diagonal()
+    negative = ~torch.eye(*scores.shape, dtype=torch.bool)
+    by_image = (margin + scores[: len(own)] - own[:, None]).clamp(min=0) * negative[: len(own)]
+    by_caption = (margin + scores - own[None]).clamp(min=0) * negative
+    hardest = by_image.max(1).values.sum() + by_caption.max(0).values.sum()
+    if hardness == 1:
+        return hardest
+    return hardness * hardest + (1 - hardness) * (by_image.sum() + by_caption.sum())
+
+
+def matcher(
+    score: Callable[..., Tensor],
+    sides: Sequence[np.ndarray],
+    words: Sequence[np.ndarray] | None,
+    options: dict[str, Any],
+    *,
+    margin: float,
+    hardness: float | None,
+) -> Callable[[], Any]:
+    """A run of ``score(*sides, words)``: scores where ``hardness`` is None, else the loss with its gradients."""
+    grad = hardness is not None
+    args: list[Any] = [torch.from_numpy(side).requires_grad_(grad) for side in sides]
+    if words is not None:
+        args.append([torch.from_numpy(own).requires_grad_(grad) for own in words])
+
+    def run() -> Any:
+        with torch.set_grad_enabled(grad):
+            scores = score(*args, **options)
+            if hardness is None:
+                return scores.numpy()
+            loss = triplet(scores, margin=margin, hardness=hardness)
+            loss.backward()
+            return loss.item()
+
+    return run
+
+
+def ranks(image: np.ndarray, text: np.ndarray, per_image: int, queries: int) -> np.ndarray:
+    """Sort all candidates of each of the first ``queries`` images and of their captions, one query after another."""
+    out = []
+    for b in range(queries):
+        order = np.argsort(image[b] @ text.T)[::-1]
+        out.append(min(np.where(order == b * per_image + k)[0][0] for k in range(per_image)))
+    for c in range(queries * per_image):
+        order = np.argsort(text[c] @ image.T)[::-1]
+        out.append(np.where(order == c // per_image)[0][0])
+    return np.array(out)
+
+
+class Scan(nn.Module):
+    """SCAN's encoders and one training step."""
+
+    def __init__(self, features: int, vocabulary: int, word_dim: int, size: int):
+        super().__init__()
+        self.size = size
+        self.project = nn.Linear(features, size)
+        self.embed = nn.Embedding(vocabulary, word_dim)
+        self.gru = nn.GRU(word_dim, size, batch_first=True, bidirectional=True)
+        self.optimiser = torch.optim.Adam(self.parameters(), lr=2e-4)
+
+    def step(self, region: Tensor, token: Tensor, length: Tensor) -> float:
+        """Captions [C, W] from the longest to the shortest, as packed sequences want them."""
+        image = unit(self.project(region))
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(token), length, batch_first=True)
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)
+        words = unit((states[..., : self.size] + states[..., self.size :]) / 2)
+        own = [words[c, : int(length[c])] for c in range(len(length))]
+        scores = cross_attention(image, own, direction="t2i", smooth=9.0, lse=6.0)
+        loss = triplet(scores, margin=0.2, hardness=1)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters(), 2.0)
+        self.optimiser.step()
+        return loss.item()
+
+
+def step(features: int, vocabulary: int, word_dim: int, size: int, *batch: np.ndarray) -> Callable[[], float]:
+    """A run of one training step on regions [B, R, F], tokens [C, W] and lengths [C]."""
+    scan = Scan(features, vocabulary, word_dim, size)
+    region, token, length = (torch.from_numpy(x) for x in batch)
+    return lambda: scan.step(region, token.long(), length)
