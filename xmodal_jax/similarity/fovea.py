@@ -70,7 +70,8 @@ def _over_queries(gradient: Callable[..., jax.Array], fragment: jax.Array, *args
     """Gradients [N, T, D] of the fragments: ``gradient`` of each query's ``args`` [N, D] or [D], added up."""
     queries = tuple(x if x.ndim == 2 else jnp.swapaxes(x, 0, 1)[:, :, None] for x in args)
     start = jnp.zeros_like(fragment)
-    return jax.lax.scan(lambda total, query: (total + gradient(*query), None), start, queries, unroll=4)[0]
+    # One query a step: of several at once XLA on a CPU makes several loops, five times slower in all.
+    return jax.lax.scan(lambda total, query: (total + gradient(*query), None), start, queries)[0]
 
 
 # Backward passes compute the weights again, from the logarithm of the softmax's denominator.
@@ -79,16 +80,26 @@ def _over_queries(gradient: Callable[..., jax.Array], fragment: jax.Array, *args
 @jax.custom_vjp
 def _mean(slope: jax.Array, fragment: jax.Array, mask: jax.Array) -> jax.Array:
     """``sum_t w_t v_t`` [N, M, D] with ``w = softmax_t(slope * v)``."""
-    return _mean_forward(slope, fragment, mask)[0]
+    top = _top(slope, fragment, mask)
+    total = first = jnp.zeros(())
+    for vector, real in _each(fragment, mask):
+        weight = _weight(slope, vector, real, top)
+        total, first = total + weight, first + weight * vector
+    return first / jnp.maximum(total, 1e-30)
 
 
 def _mean_forward(slope, fragment, mask):
     top = _top(slope, fragment, mask)
-    total = first = second = jnp.zeros(())
+    # The sums of w, w v and w v^2 as one array: for three of them XLA would store the weights of all fragments. The
+    # barrier keeps it from computing a weight once for all powers, which it would store as well.
+    power = jnp.arange(3)[:, None, None, None]
+    slopes = jax.lax.optimization_barrier(jnp.broadcast_to(slope, (3, *slope.shape)))[:, None]
+    tops = _top(slopes, fragment, mask)
+    sums = jnp.zeros(())
     for vector, real in _each(fragment, mask):
-        weight = _weight(slope, vector, real, top)
-        part = weight * vector
-        total, first, second = total + weight, first + part, second + part * vector
+        factor = jnp.where(power == 0, 1.0, jnp.where(power == 1, vector, jnp.square(vector)))
+        sums += _weight(slopes, vector, real, tops) * factor
+    total, first, second = sums
     total = jnp.maximum(total, 1e-30)
     mean = first / total
     return mean, (slope, fragment, mask, top + jnp.log(total), mean, second / total - jnp.square(mean))
