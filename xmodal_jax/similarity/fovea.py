@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,12 +67,19 @@ def _each(fragment: jax.Array, mask: jax.Array) -> Iterator[tuple[jax.Array, jax
     return ((fragment[:, t, None], mask[:, t, None, None]) for t in range(fragment.shape[1]))
 
 
-def _over_queries(gradient: Callable[..., jax.Array], fragment: jax.Array, *args: jax.Array) -> jax.Array:
-    """Gradients [N, T, D] of the fragments: ``gradient`` of each query's ``args`` [N, D] or [D], added up."""
-    queries = tuple(x if x.ndim == 2 else jnp.swapaxes(x, 0, 1)[:, :, None] for x in args)
-    start = jnp.zeros_like(fragment)
-    # One query a step: of several at once XLA on a CPU makes several loops, five times slower in all.
-    return jax.lax.scan(lambda total, query: (total + gradient(*query), None), start, queries)[0]
+def _over_queries(gradient: Callable[..., Any], fragment: jax.Array, *args: jax.Array) -> tuple[jax.Array, Any]:
+    """Gradients [N, T, D] of the fragments, added up over the queries, and what else ``gradient`` gives, stacked.
+
+    ``args`` [..., M, D] reach it query by query as [..., 1, D], those of two axes as [D]. One query a step: of several
+    at once XLA on a CPU makes several loops, five times slower in all.
+    """
+    queries = tuple(x if x.ndim == 2 else jnp.moveaxis(x, -2, 0)[..., None, :] for x in args)
+
+    def step(total, query):
+        own, rest = gradient(*query)
+        return total + own, rest
+
+    return jax.lax.scan(step, jnp.zeros_like(fragment), queries)
 
 
 # Backward passes compute the weights again, from the logarithm of the softmax's denominator.
@@ -89,31 +97,30 @@ def _mean(slope: jax.Array, fragment: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _mean_forward(slope, fragment, mask):
-    top = _top(slope, fragment, mask)
-    # The sums of w, w v and w v^2 as one array: for three of them XLA would store the weights of all fragments. The
-    # barrier keeps it from computing a weight once for all powers, which it would store as well.
+    # The sums of w, w v and w v^2 are one array, read by one loop only, and computed apart from the mean: in any other
+    # form XLA on a CPU computes the weights of all fragments once for the three of them, and stores them.
     power = jnp.arange(3)[:, None, None, None]
-    slopes = jax.lax.optimization_barrier(jnp.broadcast_to(slope, (3, *slope.shape)))[:, None]
-    tops = _top(slopes, fragment, mask)
-    sums = jnp.zeros(())
+    slopes = jnp.broadcast_to(jax.lax.optimization_barrier(slope), (3, *slope.shape))[:, None]
+    top, sums = _top(slopes, fragment, mask), jnp.zeros(())
     for vector, real in _each(fragment, mask):
         factor = jnp.where(power == 0, 1.0, jnp.where(power == 1, vector, jnp.square(vector)))
-        sums += _weight(slopes, vector, real, tops) * factor
-    total, first, second = sums
-    total = jnp.maximum(total, 1e-30)
-    mean = first / total
-    return mean, (slope, fragment, mask, top + jnp.log(total), mean, second / total - jnp.square(mean))
+        sums += _weight(slopes, vector, real, top) * factor
+    return _mean(slope, fragment, mask), (slope, fragment, mask, sums)
 
 
 def _mean_backward(saved, cotangent):
-    slope, fragment, mask, level, mean, variance = saved
+    slope, fragment, mask, sums = saved
 
-    def gradient(slope, level, mean, cotangent):
+    def gradient(slope, sums, cotangent):
+        total, first, second = sums
+        total = jnp.maximum(total, 1e-30)
+        mean, level = first / total, _top(slope, fragment, mask) + jnp.log(total)
         weight = _weight(slope, fragment, mask[..., None], level)
-        return cotangent * weight * (1.0 + slope * (fragment - mean))
+        d_slope = jnp.sum(cotangent * (second / total - jnp.square(mean)), axis=(0, 1))
+        return cotangent * weight * (1.0 + slope * (fragment - mean)), d_slope
 
-    d_fragment = _over_queries(gradient, fragment, slope, level, mean, cotangent)
-    return jnp.sum(cotangent * variance, axis=0), d_fragment, None
+    d_fragment, d_slope = _over_queries(gradient, fragment, slope, sums, cotangent)
+    return d_slope, d_fragment, None
 
 
 _mean.defvjp(_mean_forward, _mean_backward)
@@ -162,10 +169,10 @@ def _peak_backward(saved, cotangent):
 
     def gradient(slope, level, place, chosen, through):
         others = through * _weight(slope, fragment, mask[..., None], level)
-        return jnp.where(number == place, chosen, 0.0) - others
+        return jnp.where(number == place, chosen, 0.0) - others, ()
 
     through = slope * d_weight
-    d_fragment = _over_queries(gradient, fragment, slope, level, place, scale * d_value + through, through)
+    d_fragment, _ = _over_queries(gradient, fragment, slope, level, place, scale * d_value + through, through)
     pairs = d_weight * (own - mean), d_value * own, d_value
     return *(jnp.sum(x, axis=0) for x in pairs), d_fragment, None
 
