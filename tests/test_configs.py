@@ -8,6 +8,7 @@ import pytest
 from helpers import planted
 
 from xmodal_jax import cli
+from xmodal_jax.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -38,3 +39,22 @@ def test_trains_resumes_and_evaluates(spec, data, tmp_path):
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["images"] == 6
     assert 0 <= table["rsum"] <= 600
+
+
+@pytest.mark.parametrize("spec", ["scan.py:t2i_lse,tiny", "chan.py:chan,tiny", "adapt.py:i2t,tiny"])
+def test_one_region_an_image_and_few_known_words(spec, tmp_path):
+    data = planted(tmp_path / "set", train=20, other=6, regions=(1, 1))
+    argv = ["train", "--config", spec, f"--config.data.dir={data}", "--config.data.minimum_count=18"]
+    argv += ["--workdir", str(tmp_path / "run"), "--config.data.batch_size=8", "--config.steps=3"]
+    assert cli.run(argv) == 0
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--json", str(tmp_path / "table.json")]) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert 0 <= table["rsum"] <= 600
+
+
+def test_an_image_without_regions_is_refused_by_name(tmp_path):
+    with pytest.raises(
+        DataError, match=r'"train-\d+" of split "train" has no regions of feature "region"; leave it out'
+    ):
+        planted(tmp_path / "set", train=20, other=6, regions=(0, 1))
+    assert not (tmp_path / "set").exists()

@@ -138,7 +138,7 @@ def test_one_device_equals_eight_equals_pmap(hardness, direction, monkeypatch):
     for other_metrics, other in others:
         assert other_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
         largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
-        jax.tree.map(lambda a, b, top=largest: np.testing.assert_allclose(a, b, atol=1e-6 * top), gradient, other)
+        jax.tree.map(lambda a, b, top=largest: np.testing.assert_allclose(a, b, atol=3e-6 * top), gradient, other)
 
 
 def test_no_device_holds_all_pairs_of_fragments(monkeypatch):

@@ -109,6 +109,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmarks, print the rows and write them as JSON."""
+    if args.plot:
+        require("matplotlib", "train")  # now, not after minutes of measuring
     if args.what == "pipeline":
         from xmodal_jax.bench.pipeline import bench_pipeline
 
@@ -119,8 +121,8 @@ def main(args: argparse.Namespace) -> int:
         print("\n".join(to_lines(rows)))
         rate = rows[0]["gemm_gflops"]
         print(f"one core; GEMM is XLA's own rate at {rows[0]['gemm_shape']}, {rate:.1f} GFLOP/s beside the first row")
-        if args.plot:
-            plot(rows, args.plot)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.plot:
+        plot(rows, args.plot)
     return 0

@@ -36,6 +36,8 @@ class Schema:
                 f'{where} has {_describe(item)}, which is not what image "{self.first}" has; all must agree.'
             )
         for key, value in item.features.items():
+            if value.ndim == 2 and not len(value):
+                raise DataError(f'{where} has no regions of feature "{key}"; leave it out or give it one.')
             if value.dtype.name not in DTYPES or value.ndim not in (1, 2) or 0 in value.shape:
                 raise DataError(f"{where} has {_describe(item)}; wanted [F] or [R, F] of {', '.join(DTYPES)}.")
             if not finite(value):
