@@ -255,10 +255,9 @@ def _dense(split: Split, live: list[Any], rest: list[Any], cotangent: jax.Array)
     """Gradients from all pairs, a block at a time."""
     _, image, text = split.join(live, rest)
     order = _order(text)
-    rows, columns = (
-        jnp.asarray(_padded(items(side), size)[1])
-        for side, size in ((image, split.block.image), (text, 4 * split.block.caption))
-    )
+    # Squarer blocks than those of the scores: gradients of both sides are added up, and have to stay in the cache.
+    sizes = (image, max(split.block.image // 4, 1)), (text, 4 * split.block.caption)
+    rows, columns = (jnp.asarray(_padded(items(side), size)[1]) for side, size in sizes)
 
     def step(number, sums):
         row, column = rows[number // len(columns)], columns[number % len(columns)]
