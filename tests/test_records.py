@@ -171,7 +171,7 @@ NAN = np.array([[1, np.nan, 1], [1, 1, 1]], np.float16)
         (GOOD._replace(id="x", features={"region": NAN}), "region features are not finite"),
         (GOOD._replace(id="x", features={"region": np.ones((2, 4), np.float16)}), "all must agree"),
         (GOOD._replace(id="x", features={"region": np.ones((2, 3), np.float32)}), "all must agree"),
-        (GOOD._replace(id="x", features={"region": np.ones((0, 3), np.float16)}), "wanted"),
+        (GOOD._replace(id="x", features={"region": np.ones((0, 3), np.float16)}), "no regions of feature"),
         (GOOD._replace(id="x", boxes=None), "all must agree"),
         (GOOD._replace(id="x", boxes=np.zeros((3, 4), np.float32)), "boxes are"),
         (GOOD._replace(id="x", boxes=np.full((2, 4), 7, np.float32)), "between 0 and 1"),
