@@ -113,7 +113,8 @@ def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
         return jax.tree.map(lambda x: np.asarray(x).reshape((n, -1, *np.shape(x)[1:])), batch)
 
     def first(tree):
-        return jax.tree.map(lambda x: x[0], tree)
+        # From a device of this process: `x[0]` is a program of all devices, and many small ones in flight dead-lock.
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
     def get_state(state):
         one = first(state)
