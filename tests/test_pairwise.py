@@ -24,12 +24,16 @@ def sides(seed=0, b=7, c=9, r=3, w=30, d=6):
 
 
 def score(variables, image, text):
-    """Cross attention of regions that a used matrix turns; another one is not used."""
+    """Cross attention of regions that a used matrix turns, times a number; another matrix is not used."""
     region = image.feature @ variables["used"]
-    return similarity.cross_attention(region, image.mask, *text, direction="t2i")
+    return variables["factor"] * similarity.cross_attention(region, image.mask, *text, direction="t2i")
 
 
-VARIABLES = {"idle": np.ones((2, 2), "f4"), "used": np.random.default_rng(5).normal(size=(6, 6)).astype("f4")}
+VARIABLES = {
+    "factor": np.float32(1.5),
+    "idle": np.ones((2, 2), "f4"),
+    "used": np.random.default_rng(5).normal(size=(6, 6)).astype("f4"),
+}
 
 
 @functools.cache
@@ -75,7 +79,7 @@ def test_the_backward_pass_is_chosen_by_the_number_of_pairs(pairs, chosen, monke
 
 
 def test_unused_variables_are_found():
-    assert pairwise.unused(score, VARIABLES, *sides()) == {0}
+    assert pairwise.unused(score, VARIABLES, *sides()) == {1}
 
 
 def test_captions_are_cut_to_their_length():

@@ -149,6 +149,20 @@ def add_attend(verbs) -> None:
     parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
 
 
+def add_export(verbs) -> None:
+    parser = verb(
+        verbs,
+        "export",
+        "export:main",
+        "a run as a bundle, for use without the training code",
+        "xmodal export --workdir runs/vsepp --out vsepp.bundle",
+    )
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
+    parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+
+
 def add_baseline(verbs) -> None:
     parser = verb(
         verbs,
@@ -211,7 +225,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xmodal_jax {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (add_demo, add_data, add_train, add_eval, add_attend, add_baseline, add_bench, add_show, add_doctor):
+    for add in (
+        add_demo,
+        add_data,
+        add_train,
+        add_eval,
+        add_attend,
+        add_export,
+        add_baseline,
+        add_bench,
+        add_show,
+        add_doctor,
+    ):
         add(verbs)
     return parser
 

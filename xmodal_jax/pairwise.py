@@ -274,14 +274,14 @@ def _add(split, score, live, rest, sums, row, column, weight) -> list[Any]:
     variables, image, text = split.join(live, rest)
     image, text = take(image, row), take(text, column)
 
+    def widen(grad, shape):  # words that were cut off get zeros
+        missing = [(0, full - have) for full, have in zip(shape, grad.shape, strict=True)]
+        return jnp.pad(grad, missing) if missing else grad
+
     def gradients(text, image, weight):
         parts = split.part(jax.tree.leaves((variables, image, text)))
         grads = jax.grad(lambda own: jnp.sum(weight * score(*split.join(own, parts[1]))))(parts[0])
-        # Words that were cut off get zeros.
-        return [
-            jnp.pad(grad, [(0, full - have) for full, have in zip(leaf.shape, grad.shape, strict=True)])
-            for grad, leaf in zip(grads, whole, strict=True)
-        ]
+        return [widen(grad, leaf.shape) for grad, leaf in zip(grads, whole, strict=True)]
 
     whole = split.part(jax.tree.leaves((variables, image, text)))[0]
     grads = by_width(gradients, GRADIENT_WIDTHS, text, image, weight)

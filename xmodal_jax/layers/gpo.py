@@ -10,9 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 
+LONGEST = 512  # fragments of a set whose size is only known when an exported function is called
 
-def position_code(length: int, size: int) -> np.ndarray:
+
+def position_code(length: int, size: int) -> Float[Array, "t d"] | np.ndarray:
     """Sines (even columns) and cosines (odd columns) of the places 0..T-1, [T, D] float32, base 10,000."""
+    if not isinstance(length, int):  # symbolic, while a function is exported
+        return jnp.take(jnp.asarray(position_code(LONGEST, size)), jnp.arange(length), axis=0, mode="clip")
     angle = np.arange(length)[:, None] * 10000.0 ** (-np.arange(0, size, 2) / size)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, size).astype(np.float32)
 

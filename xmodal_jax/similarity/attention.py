@@ -148,7 +148,8 @@ def attention_weights(
 def _products(sides: Sides) -> jax.Array:
     """Inner products [N, T, Q, M] of N contexts [N, T, D] with M queries [M, Q, D]."""
     context, query = sides.context, sides.query
-    if context.shape[0] * context.shape[1] < context.shape[2]:  # the products are smaller than the queries to transpose
+    products = context.shape[0] * context.shape[1]
+    if isinstance(products, int) and products < context.shape[2]:  # they are smaller than the queries to transpose
         return jnp.einsum("ntd,mqd->ntqm", context, query, preferred_element_type=jnp.float32)
     query = jnp.swapaxes(query, 0, 1)
     return jnp.einsum("ntd,qmd->ntqm", context, query, preferred_element_type=jnp.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,10 +61,20 @@ def _weight(slope: jax.Array, vector: jax.Array, real: jax.Array, level: jax.Arr
     return jnp.where(real, jnp.exp(slope * vector - level), 0.0)
 
 
-def _each(fragment: jax.Array, mask: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """v_t [N, 1, D] and whether it is real [N, 1, 1]. A Python loop over t lets XLA run through [N, M, D] once; as a
-    reduction over an axis of fragments the same sum takes twice as long on a CPU."""
-    return ((fragment[:, t, None], mask[:, t, None, None]) for t in range(fragment.shape[1]))
+def _fold(step: Callable[..., Any], start: Any, like: jax.Array, fragment: jax.Array, mask: jax.Array) -> Any:
+    """``carry = step(carry, v_t, real_t)`` over the fragments, v_t [N, 1, D] and real_t [N, 1, 1].
+
+    A Python loop over t lets XLA run through [N, M, D] once; as a reduction over an axis of fragments the same sum
+    takes twice as long on a CPU. A number of fragments that is symbolic, while a function is exported, makes a scan;
+    ``like`` has the shape of its carry.
+    """
+    if isinstance(mask.shape[1], int):
+        for t in range(mask.shape[1]):
+            start = step(start, fragment[:, t, None], mask[:, t, None, None])
+        return start
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, like.shape), start)
+    steps = jnp.swapaxes(fragment, 0, 1)[:, :, None], mask.T[:, :, None, None]
+    return jax.lax.scan(lambda carry, own: (step(carry, *own), None), start, steps)[0]
 
 
 def _over_queries(gradient: Callable[..., Any], fragment: jax.Array, *args: jax.Array) -> tuple[jax.Array, Any]:
@@ -89,10 +99,12 @@ def _over_queries(gradient: Callable[..., Any], fragment: jax.Array, *args: jax.
 def _mean(slope: jax.Array, fragment: jax.Array, mask: jax.Array) -> jax.Array:
     """``sum_t w_t v_t`` [N, M, D] with ``w = softmax_t(slope * v)``."""
     top = _top(slope, fragment, mask)
-    total = first = jnp.zeros(())
-    for vector, real in _each(fragment, mask):
+
+    def step(sums, vector, real):
         weight = _weight(slope, vector, real, top)
-        total, first = total + weight, first + weight * vector
+        return sums[0] + weight, sums[1] + weight * vector
+
+    total, first = _fold(step, (jnp.zeros(()), jnp.zeros(())), top, fragment, mask)
     return first / jnp.maximum(total, 1e-30)
 
 
@@ -101,10 +113,13 @@ def _mean_forward(slope, fragment, mask):
     # form XLA on a CPU computes the weights of all fragments once for the three of them, and stores them.
     power = jnp.arange(3)[:, None, None, None]
     slopes = jnp.broadcast_to(jax.lax.optimization_barrier(slope), (3, *slope.shape))[:, None]
-    top, sums = _top(slopes, fragment, mask), jnp.zeros(())
-    for vector, real in _each(fragment, mask):
+    top = _top(slopes, fragment, mask)
+
+    def step(sums, vector, real):
         factor = jnp.where(power == 0, 1.0, jnp.where(power == 1, vector, jnp.square(vector)))
-        sums += _weight(slopes, vector, real, top) * factor
+        return sums + _weight(slopes, vector, real, top) * factor
+
+    sums = _fold(step, jnp.zeros(()), top, fragment, mask)
     return _mean(slope, fragment, mask), (slope, fragment, mask, sums)
 
 
@@ -130,11 +145,13 @@ _mean.defvjp(_mean_forward, _mean_backward)
 def _peak(slope: jax.Array, scale: jax.Array, shift: jax.Array, fragment: jax.Array, mask: jax.Array) -> jax.Array:
     """``max_t w_t (scale * v_t + shift)`` [N, M, D] with ``w = softmax_t(slope * v)``; 0 without fragments."""
     top = _top(slope, fragment, mask)
-    total, best = jnp.zeros(()), jnp.full_like(top, NEVER)
-    for vector, real in _each(fragment, mask):
+
+    def step(carry, vector, real):
         weight = _weight(slope, vector, real, top)
         value = jnp.where(real, weight * (scale * vector + shift), NEVER)
-        total, best = total + weight, jnp.maximum(best, value)
+        return carry[0] + weight, jnp.maximum(carry[1], value)
+
+    total, best = _fold(step, (jnp.zeros(()), jnp.full_like(top, NEVER)), top, fragment, mask)
     return jnp.where(jnp.any(mask, axis=1)[:, None, None], best, 0.0) / jnp.maximum(total, 1e-30)
 
 

@@ -1,0 +1,125 @@
+"""The bundle on disk: what a trained matcher is when it leaves its run folder.
+
+    BUNDLE/
+      manifest.json            what the functions take and give; bytes and SHA-256 of every other file
+      config.json              the resolved config
+      vocabulary.json          left out where captions come as token ids
+      parameters.safetensors   what encoding and scoring use, by name
+      encode_image.stablehlo   `jax.export` of each function; also encode_text, score and, where there is one, attention
+      README.md                the model card
+
+Functions are exported by :mod:`xmodal_jax.export` and called by :mod:`xmodal_jax.inference`; they take their
+parameters as arguments, so that numbers are stored once and in a format that runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xmodal_jax.errors import CheckpointError
+
+FORMAT, VERSION = "xmodal_jax bundle", 1
+MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", "vocabulary.json"
+PARAMETERS, CARD = "parameters.safetensors", "README.md"
+FUNCTIONS = ("encode_image", "encode_text", "score", "attention")
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def file_of(function: str) -> str:
+    return f"{function}.stablehlo"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def seal(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> dict[str, Any]:
+    """Write the manifest of all files in ``folder``, last of all; returns it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / name)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
+    }
+    whole = json.loads(json.dumps({**manifest, "files": files}))
+    whole["sha256"] = _digest(whole)
+    (folder / name).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return whole
+
+
+def read_manifest(folder: Path, kind: str, version: int, again: str, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of a sealed folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, of another kind or of another version.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not an {kind} (it has no {name}); {again}.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); {again}.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != kind:
+        raise CheckpointError(f"{path} does not describe an {kind}; {again}.")
+    if manifest.get("version") != version:
+        raise CheckpointError(f"{path} is of version {manifest.get('version')!r}, this is {version}; {again}.")
+    if manifest.get("sha256") != _digest(manifest):
+        raise CheckpointError(f"{path} does not match its own SHA-256; {again}.")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], again: str) -> None:
+    """Hold every file against the manifest; CheckpointError names the first that differs."""
+    for name, want in manifest["files"].items():
+        path = folder / name
+        if re.search(r"(^|[/\\])\.\.([/\\]|$)", name) or Path(name).is_absolute() or path.is_symlink():
+            raise CheckpointError(f"{folder}: the manifest names {name}, which lies outside; {again}.")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {again}.")
+        if path.stat().st_size != want["bytes"] or sha256(path) != want["sha256"]:
+            raise CheckpointError(f"{path} has changed since it was written (its SHA-256 differs); {again}.")
+
+
+class fresh_folder:
+    """Context in which ``<out>.partial`` is filled; it becomes ``out`` at the end, or nothing is left behind.
+
+    Raises:
+        CheckpointError: ``out`` exists and is not empty, or somebody else is at work there.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.partial = out.with_name(out.name + ".partial")
+
+    def __enter__(self) -> Path:
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise CheckpointError(f"{self.out} exists and is not empty; choose another --out or remove it.")
+        try:
+            self.partial.mkdir(parents=True)
+        except FileExistsError:
+            raise CheckpointError(
+                f"{self.partial} exists: another process is at work there, or one was killed; remove it and try again."
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"{self.out} cannot be made ({error.strerror}); choose another --out.") from None
+        return self.partial
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        if self.out.exists():
+            self.out.rmdir()
+        self.partial.rename(self.out)

@@ -1,0 +1,65 @@
+"""From pictures to the features that a bundle reads; the built-in scenes have such an extractor."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.errors import DataError, require
+
+PIXELS = 20_000_000  # of a picture, by its header
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def read_picture(source: Any) -> np.ndarray:
+    """Pixels [H, W, 3] uint8 of a file, its bytes, a PIL image or an array.
+
+    The number of pixels is read from the header: a few kilobytes may unfold to gigabytes.
+
+    Raises:
+        DataError: not a picture of a known format, a broken one, or more than 20 million pixels.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise DataError(f"A picture is uint8 [height, width, 3], not {source.dtype} {list(source.shape)}.")
+        return source
+    require("PIL", "image")
+    from PIL import Image
+
+    name = source if isinstance(source, str | os.PathLike) else "the picture"
+    if isinstance(source, Image.Image):
+        return np.asarray(source.convert("RGB"))
+    try:
+        file: Any = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that are looked at here
+            with Image.open(file, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > PIXELS:
+                    raise DataError(f"{name} has {width:,} x {height:,} pixels; at most {PIXELS:,} are read.")
+                return np.asarray(picture.convert("RGB"))
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such picture.") from None
+    except Exception as error:  # decoders raise of everything on broken files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} picture ({reason}).") from None
+
+
+def scenes(picture: np.ndarray) -> dict[str, np.ndarray]:
+    """Features of a picture like those of the built-in data set; boxes come from a simple detector."""
+    from xmodal_jax.data.scenes import features
+
+    boxes = features.propose_boxes(picture)
+    region, whole = features.picture_features(picture, boxes)
+    return {"region": region, "global": whole, "boxes": boxes}
+
+
+EXTRACTORS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {"scenes": scenes}
