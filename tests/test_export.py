@@ -1,9 +1,11 @@
 """Bundles: exported functions equal the live model for every system, need none of its code, and refuse damage."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -208,6 +210,14 @@ def test_wrong_input_is_one_sentence(made):
         m.caption(np.zeros((1, 5, 8)))
     assert m.score(m.embed_images(np.zeros((0, 5, 8))), ["two dogs"]).shape == (0, 1)
     assert m.score(m.embed_images(np.ones((2, 5, 8))), []).shape == (2, 0)
+
+
+def test_the_lines_of_the_readme_run(made):
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (code,) = [own for own in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "xmodal_jax.load" in own]
+    names = {"features": np.ones((3, 5, 8), np.float32)}
+    exec(code.replace("vsepp.bundle", str(made / "bundle")), names)
+    assert names["scores"].shape == (3, 1)
 
 
 def test_token_ids_are_sentences(made):
