@@ -7,6 +7,7 @@ code (kuanghuei/SCAN); configs/scan.py has the published four.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +29,9 @@ class Model(Matcher):
         vocabulary: V, the number of tokens.
         embed_dim: D; also the size of the GRU in each direction.
         word_dim: size of a word vector.
-        feature: which image feature holds the regions [B, R, F].
+        feature: which image feature holds the regions [B, R, F]. Further features of the whole image, "region+global",
+            are mapped too and added to each of its regions: so a region is seen in its picture (not in the paper).
+        dropout: rate of dropped numbers in region vectors, word embeddings and word vectors (not in the paper: 0).
         direction: "t2i", words attend to regions, or "i2t".
         norm, smooth, pool, lse: see :func:`xmodal_jax.similarity.cross_attention`.
         bidirectional: read captions both ways, as all published models do.
@@ -45,26 +48,32 @@ class Model(Matcher):
     pool: str = "lse"
     lse: float = 6.0
     bidirectional: bool = True
+    dropout: float = 0.0
     dtype: Any = "float32"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-        self.image_encoder = nn.Dense(
-            self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
-        )
+        dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32)
+        self.image_encoder = dense(self.embed_dim)
+        self.context_encoder = [dense(self.embed_dim, use_bias=False) for _ in self.feature.split("+")[1:]]
+        self.drop = nn.Dropout(self.dropout)
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.text_encoder = BiGRU(self.embed_dim, bidirectional=self.bidirectional, dtype=dtype)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[dict[str, Any], None]:
-        region = similarity.l2_normalise(self.image_encoder(as_regions(image.feature[self.feature])))
-        region = region.astype(self.dtype)
+        name, *others = self.feature.split("+")
+        region = self.image_encoder(as_regions(image.feature[name]))
+        for other, encoder in zip(others, self.context_encoder, strict=True):
+            region += encoder(as_regions(image.feature[other]))
+        region = similarity.l2_normalise(self.drop(region, deterministic=not train)).astype(self.dtype)
         out: dict[str, Any] = {"region": Fragments(region, jnp.asarray(image.mask))}
         if self.direction == "t2i":  # regions are the context: their inner products serve all captions
             out["gram"] = similarity.gram(region)
         return out, None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[dict[str, Any], None]:
-        word = similarity.l2_normalise(self.text_encoder(self.embed(text.token), text.mask))
+        word = self.text_encoder(self.drop(self.embed(text.token), deterministic=not train), text.mask)
+        word = similarity.l2_normalise(self.drop(word, deterministic=not train))
         return {"word": Fragments(word.astype(self.dtype), jnp.asarray(text.mask))}, None
 
     def score(self, image: dict[str, Any], text: dict[str, Any]) -> jax.Array:
