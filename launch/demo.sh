@@ -3,6 +3,6 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-prepare train
+prepare train,serve
 say "running: xmodal demo $*"
 exec "$venv/bin/xmodal" demo "$@"

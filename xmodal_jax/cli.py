@@ -163,6 +163,88 @@ def add_export(verbs) -> None:
     parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
 
 
+def add_convert(verbs) -> None:
+    parser = verb(
+        verbs,
+        "convert",
+        "convert.flow:main",
+        "a PyTorch checkpoint of the original code as a bundle, without running anything in it",
+        "xmodal convert scan model_best.pth.tar --vocab f30k_precomp_vocab.json --out scan.bundle",
+    )
+    parser.add_argument("system", choices=["vsepp", "scan", "vse_infty", "adapt"], help="whose code wrote it")
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="model_best.pth.tar or another such file")
+    parser.add_argument(
+        "--vocab",
+        type=Path,
+        metavar="V",
+        help="its vocabulary: JSON or pickle of the original, or our vocabulary.json; without it the bundle takes "
+        "token ids only",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
+
+
+def add_index(verbs) -> None:
+    parser = verb(
+        verbs,
+        "index",
+        "inference.index:main",
+        "embed a data set once, as a gallery to search; the same command goes on after an interruption",
+        "xmodal index --bundle vsepp.bundle --data data/f8k --out f8k.gallery",
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="what `xmodal export` wrote")
+    parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--split", default="test", help="the split to index; test by default")
+    parser.add_argument(
+        "--coarse",
+        type=Path,
+        metavar="BUNDLE",
+        help="another bundle, of one vector an item, that finds the candidates for a system that scores pairs of "
+        "fragments; by default the pooled fragments do",
+    )
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored type")
+
+
+def add_search(verbs) -> None:
+    parser = verb(
+        verbs,
+        "search",
+        "inference.search:main",
+        "images for a sentence, or captions for an image",
+        'xmodal search f8k.gallery "a dog on the beach" -k 5',
+    )
+    parser.add_argument("gallery", type=Path, help="what `xmodal index` wrote")
+    parser.add_argument("text", nargs="?", help="a sentence")
+    parser.add_argument("--image", metavar="FILE|ID", help="an image of the gallery, or a picture")
+    parser.add_argument("-k", type=int, default=10, help="how many to find, at most 1,000")
+    parser.add_argument(
+        "--engine", default="exact", metavar="NAME", help="exact (default), faiss or qdrant[:ADDRESS|FOLDER]"
+    )
+    parser.add_argument(
+        "--rerank", metavar="N", help="candidates to score in full, or all; only where scores are no inner products"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="what re-ranking keeps of scoring everything, and how fast"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_serve(verbs) -> None:
+    parser = verb(verbs, "serve", "serve.main:main", "a gallery as a web service with a page", "xmodal serve gallery")
+    parser.add_argument("gallery", type=Path, help="what `xmodal index` wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="another address needs a token in XMODAL_TOKEN")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--engine", default="exact", help="exact, faiss or qdrant[:LOCATION]")
+    parser.add_argument(
+        "--rerank",
+        type=lambda text: text if text == "all" else int(text),
+        metavar="N",
+        help="candidates to score in full, or all; only where scores are no inner products",
+    )
+    parser.add_argument("--queue", type=int, default=256, help="requests that may wait; more get 429")
+    parser.add_argument("--deadline", type=float, default=10.0, help="seconds that a request may take")
+
+
 def add_baseline(verbs) -> None:
     parser = verb(
         verbs,
@@ -192,10 +274,10 @@ def add_bench(verbs) -> None:
         "what",
         nargs="?",
         default="all",
-        choices=["all", "kernels", "step", "eval", "batch", "scaling", "pipeline"],
+        choices=["all", "kernels", "step", "eval", "batch", "scaling", "pipeline", "search"],
         help="kernels: scores and losses; step: a training step; eval: scores and ranks of a test set; batch: the "
         "largest batch in 4 GiB; all (default): these four; scaling: against batch and gallery size; pipeline: MB/s of "
-        "36 x 2048 float16 regions from disk",
+        "36 x 2048 float16 regions from disk; search: 10 of 100,000 vectors",
     )
     parser.add_argument("--only", metavar="NAMES", help="rows to measure, separated by commas")
     parser.add_argument("--plot", type=Path, help="scaling: draw the rows to this picture")
@@ -232,6 +314,10 @@ def make_parser() -> argparse.ArgumentParser:
         add_eval,
         add_attend,
         add_export,
+        add_convert,
+        add_index,
+        add_search,
+        add_serve,
         add_baseline,
         add_bench,
         add_show,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from xmodal_jax import attend, report
+from xmodal_jax import attend, export, report
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
 from xmodal_jax.evaluate import Member, Run, rank_table
+from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
 from xmodal_jax.retrieval import table
 from xmodal_jax.setup import make_captions, make_reader
@@ -33,9 +35,9 @@ def main(args: argparse.Namespace) -> int:
     spec = "scan.py:t2i_lse,scenes" + (",tiny" if args.tiny else "")
     images = TINY_IMAGES if args.tiny else IMAGES
     overrides = [f"--config.data.dir={data}", f"--config.seed={args.seed}"]
-    print(f"1/4 data: {images:,} rendered pictures with 5 captions each in {data}", flush=True)
+    print(f"1/5 data: {images:,} rendered pictures with 5 captions each in {data}", flush=True)
     scenes.make(data, images, args.seed)
-    print(f"2/4 train: xmodal train --config {spec} --workdir {workdir} {' '.join(overrides)}", flush=True)
+    print(f"2/5 train: xmodal train --config {spec} --workdir {workdir} {' '.join(overrides)}", flush=True)
     trainer = Trainer(configs.load(spec, overrides), workdir)
     try:
         code = trainer.run()
@@ -43,14 +45,27 @@ def main(args: argparse.Namespace) -> int:
         trainer.checkpoints.close()
     if code:
         return code
-    print("3/4 evaluate on test", flush=True)
+    print("3/5 evaluate on test", flush=True)
     trained = time.monotonic() - began
     run = Run(workdir)
     evaluate(run, root, trained, args.seed)
-    print(f"4/4 report: {root / 'report.md'} ({clock(time.monotonic() - began)} in all)")
+    print(f"4/5 report: {root / 'report.md'}")
+    print(f"5/5 bundle and gallery: {root / 'bundle'}, {root / 'gallery'}", flush=True)
+    make_gallery(run, root)
+    print(f"done in {clock(time.monotonic() - began)}")
     image = run.dataset.split("test").ids[0]
     print(f"next: xmodal show {workdir}    xmodal attend --workdir {workdir} --image {image} --out attention.png")
+    print(f"search it in a page: xmodal serve {root / 'gallery'}, then open http://127.0.0.1:8080/")
     return 0
+
+
+def make_gallery(run: Run, root: Path) -> None:
+    """Export the best step and index the test split with it; what an earlier call made is replaced."""
+    for name in ("bundle", "gallery", "gallery.partial"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    export.export_run(run, run.checkpoints.best(), root / "bundle")
+    own = load(root / "bundle")
+    index.build(root / "gallery", own, index.items_of(run.dataset.directory, "test", list(own.features)))
 
 
 def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:

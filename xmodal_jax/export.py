@@ -298,31 +298,36 @@ def recall_of(run: Run, step: int) -> str:
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in tables)
 
 
-def main(args: argparse.Namespace) -> int:
-    """`xmodal export`: the best step of a run, or another one, as a bundle."""
-    run = Run(args.workdir, args.data)
-    step = run.step(args.step)
+def export_run(run: Run, step: int, out: Path) -> dict[str, Any]:
+    """Write the bundle ``out`` of one step of a run; returns its manifest. Raises as :func:`write` does."""
     variables, weights = run.variables(step)
     features, regions = features_for(run)
     manifest = run.dataset.manifest
-    extractor = "scenes" if "scenes" in manifest["source"] else None
-    made = write(
-        args.out,
+    card = Card(
+        f"Trained with xmodal_jax; step {step:,}, {weights} weights.",
+        f"{manifest['name']}, manifest {manifest['sha256'][:12]}, {len(run.vocabulary):,} words",
+        commit(),
+        recall_of(run, step),
+    )
+    return write(
+        out,
         config=run.config,
         model=run.model,
         variables=variables,
         vocabulary=run.vocabulary,
         features=features,
-        card=Card(
-            f"Trained with xmodal_jax; step {step:,}, {weights} weights.",
-            f"{manifest['name']}, manifest {manifest['sha256'][:12]}, {len(run.vocabulary):,} words",
-            commit(),
-            recall_of(run, step),
-        ),
+        card=card,
         regions=regions,
-        extractor=extractor,
+        extractor="scenes" if "scenes" in manifest["source"] else None,
     )
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal export`: the best step of a run, or another one, as a bundle."""
+    run = Run(args.workdir, args.data)
+    step = run.step(args.step)
+    made = export_run(run, step, args.out)
     size = sum(entry["bytes"] for entry in made["files"].values())
     print(f"{args.out}: step {step:,} of {run.workdir}, {size / 1e6:.1f} MB, for {', '.join(made['platforms'])}")
-    print(f"next: python -c 'import xmodal_jax; m = xmodal_jax.load(\"{args.out}\"); print(m)'")
+    print(f"next: xmodal index --bundle {args.out} --data {run.dataset.directory} --out gallery")
     return 0

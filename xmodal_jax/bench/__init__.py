@@ -111,7 +111,17 @@ def main(args: argparse.Namespace) -> int:
     """Run the benchmarks, print the rows and write them as JSON."""
     if args.plot:
         require("matplotlib", "train")  # now, not after minutes of measuring
-    if args.what == "pipeline":
+    if args.what == "search":
+        from xmodal_jax.bench.search import bench_search
+
+        rows = bench_search()
+        for row in rows:
+            print(
+                "  ".join(
+                    f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+                )
+            )
+    elif args.what == "pipeline":
         from xmodal_jax.bench.pipeline import bench_pipeline
 
         rows = [bench_pipeline(args.images, args.seconds)]

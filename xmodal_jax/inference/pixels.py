@@ -17,8 +17,8 @@ PIXELS = 20_000_000  # of a picture, by its header
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-def read_picture(source: Any) -> np.ndarray:
-    """Pixels [H, W, 3] uint8 of a file, its bytes, a PIL image or an array.
+def read_picture(source: Any, side: int | None = None) -> np.ndarray:
+    """Pixels [H, W, 3] uint8 of a file, its bytes, a PIL image or an array; made smaller where a side exceeds ``side``.
 
     The number of pixels is read from the header: a few kilobytes may unfold to gigabytes.
 
@@ -43,6 +43,8 @@ def read_picture(source: Any) -> np.ndarray:
                 width, height = picture.size
                 if width * height > PIXELS:
                     raise DataError(f"{name} has {width:,} x {height:,} pixels; at most {PIXELS:,} are read.")
+                if side is not None:
+                    picture.thumbnail((side, side))
                 return np.asarray(picture.convert("RGB"))
     except DataError:
         raise

@@ -1,0 +1,62 @@
+"""A small gallery with pictures, boxes and hostile captions, of a SCAN with random parameters."""
+
+from xmodal_jax import config as configs
+from xmodal_jax import export, setup
+from xmodal_jax.data import records, scenes
+from xmodal_jax.data.records import open_dataset
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.inference import index, load
+from xmodal_jax.step import initialise
+from xmodal_jax.types import Batch
+
+HOSTILE = [
+    "<script>window.hurt = 1</script>",
+    '<img src=x onerror="window.hurt = 1">',
+    '"><svg onload=window.hurt=1>',
+    "javascript:window.hurt=1",
+    "<iframe srcdoc='<script>parent.hurt=1</script>'></iframe>",
+    "{{constructor.constructor('window.hurt=1')()}}",
+    "<a href='javascript:window.hurt=1'>click</a>",
+    "<style>body{display:none}</style>",
+    "&lt;script&gt;window.hurt=1&lt;/script&gt;",
+    "</title><script>window.hurt=1</script>",
+    "<math><mtext></form><form><mglyph><style></math><img src onerror=window.hurt=1>",
+    "${window.hurt=1} `${window.hurt=1}`",
+]
+COUNT = 12
+
+
+def data(folder, *, count=COUNT, seed=0):
+    """A set whose one split "test" has rendered pictures, the hostile captions and one ordinary one each."""
+    pictures = folder.with_name(folder.name + ".pictures")
+    pictures.mkdir(parents=True)
+
+    def items():
+        for row in range(count):
+            item, _ = scenes.make_item(seed, row, pictures)
+            yield item._replace(captions=[HOSTILE[row % len(HOSTILE)], item.captions[0]])
+
+    records.write(folder, {"test": items()}, name="hostile", source={"scenes": 1, "images": count, "seed": seed})
+    return folder
+
+
+def bundle(folder, dataset, *, seed=0):
+    """A bundle of a SCAN at ``tiny`` that nobody trained."""
+    config = configs.load("scan.py:t2i_lse,scenes,tiny", [])
+    texts = [text for own in open_dataset(dataset).split("test").captions for text in own]
+    vocabulary = Vocabulary.build(texts, 1)
+    model = setup.make_model(config, vocabulary)
+    features = {"region": (None, 158)}
+    init = initialise(model, Batch(*export.example_of(features, 10, 16)), seed)
+    parts = {"config": config, "model": model, "variables": {"params": init.params, **init.model_state}}
+    card = export.Card("Random numbers.", "rendered", None, "Not measured.")
+    export.write(folder, **parts, vocabulary=vocabulary, features=features, card=card, regions=10, extractor="scenes")
+    return folder
+
+
+def gallery(folder, *, seed=0, count=COUNT):
+    """The gallery, below ``folder``."""
+    dataset = data(folder / "data", count=count, seed=seed)
+    own = load(bundle(folder / "bundle", dataset, seed=seed))
+    index.build(folder / "gallery", own, index.items_of(dataset, "test", list(own.features)))
+    return folder / "gallery"

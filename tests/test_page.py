@@ -1,0 +1,179 @@
+"""The page, in a headless Chromium: search, keyboard, attention, pictures of one's own, hostile captions, states."""
+
+import os
+import shutil
+import socket
+import threading
+import time
+
+import galleries
+import pytest
+
+pytest.importorskip("fastapi", reason="the service needs the extra serve")
+pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+
+from playwright.sync_api import expect, sync_playwright
+
+from xmodal_jax.serve import guard
+from xmodal_jax.serve.app import make_app
+from xmodal_jax.serve.batcher import Batcher
+from xmodal_jax.serve.live import Live
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium on the path (Debian's package chromium, or set CHROMIUM)"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A running service, and its batcher."""
+    import uvicorn
+
+    live, batcher, metrics = Live(galleries.gallery(tmp_path_factory.mktemp("page"))), Batcher(), guard.Metrics()
+    guarded = guard.Guard(make_app(live, batcher, metrics), metrics=metrics, log=None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(guarded, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+    batcher.close()
+    live.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as driver:
+        own = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield own
+        own.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    own = browser.new_page(viewport={"width": 1280, "height": 900})
+    own.complaints = []
+    own.on("pageerror", lambda error: own.complaints.append(str(error)))
+    own.on("console", lambda line: own.complaints.append(line.text) if line.type == "error" else None)
+    own.goto(address)
+    expect(own.locator("#facts")).to_contain_text("pictures")
+    yield own
+    assert own.evaluate("window.hurt") is None
+    own.close()
+
+
+def search(page, text):
+    page.fill("#text", text)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hit")
+
+
+def test_hostile_captions_stay_text(page):
+    search(page, "a red square")
+    shown = page.locator(".hit .caption").all_text_contents()
+    assert sorted(shown) == sorted(galleries.HOSTILE)
+    assert page.locator("#hits script, #hits iframe, #hits style, #hits math, #hits a").count() == 0
+    for row in range(galleries.COUNT):
+        page.locator(".hit").nth(row).click()
+        page.wait_for_selector("#captions button")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#detail", state="hidden")
+    assert page.complaints == []
+
+
+def test_a_word_is_drawn_over_the_picture(page):
+    search(page, "a red square")
+    page.click(".hit")
+    page.wait_for_selector(".word")
+    assert page.locator(".word").all_text_contents() == ["a", "red", "square"]
+    page.hover(".word:nth-child(2)")
+    page.wait_for_selector("#boxes .outline")
+    assert page.get_attribute(".word:nth-child(2)", "aria-pressed") == "true"
+    assert "of its attention" in page.inner_text("#look-note")
+    page.click("#captions li:nth-child(2) button")
+    expect(page.locator("#look-note")).to_contain_text("Score")
+    assert page.locator("#captions .own").count() >= 1
+    assert page.complaints == []
+
+
+def test_the_keyboard_is_enough(page):
+    page.locator("h1").click()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "text"
+    page.keyboard.type("two circles")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hit")
+    page.locator(".hit").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("[...document.querySelectorAll('.hit')].indexOf(document.activeElement)") == 1
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#captions button")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#detail", state="hidden")
+    assert page.evaluate("location.hash") == "#q=two%20circles"
+    page.reload()
+    page.wait_for_selector(".hit")
+
+
+def test_a_picture_of_ones_own_ranks_captions(page, address, tmp_path):
+    from PIL import Image
+
+    picture = tmp_path / "own.png"
+    Image.new("RGB", (200, 150), (200, 30, 30)).save(picture)
+    page.set_input_files("#file", picture)
+    page.wait_for_selector("#asked-captions button")
+    assert page.locator("#asked-captions li").count() == 20
+    page.click("#asked-captions li:first-child button")
+    page.wait_for_selector(".hit")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    page.set_input_files("#file", broken)
+    page.wait_for_selector("#error:not([hidden])")
+    assert "not a readable" in page.inner_text("#error")
+
+
+def test_states_are_told(page):
+    page.fill("#text", "   ")
+    page.keyboard.press("Enter")
+    assert "Write what" in page.inner_text("#message")
+    search(page, "zyzzyva square")
+    expect(page.locator("#message")).to_contain_text("zyzzyva")
+    page.route("**/search", lambda route: route.fulfill(status=429, body='{"detail": "x"}'))
+    page.fill("#text", "one")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "busy" in page.inner_text("#error")
+    page.unroute("**/search")
+    page.route("**/search", lambda route: route.abort())
+    page.fill("#text", "two")
+    page.keyboard.press("Enter")
+    expect(page.locator("#error")).to_contain_text("does not answer")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(browser, address, scheme):
+    phone = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    phone.goto(address + "#q=a%20red%20square")
+    phone.wait_for_selector(".hit")
+    assert phone.evaluate("document.documentElement.scrollWidth") == 360
+    phone.click(".hit")
+    phone.wait_for_selector(".word")
+    assert phone.evaluate("document.querySelector('#detail').scrollWidth") <= 360
+    ink, paper = phone.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    bright = [sum(map(int, value[4:-1].split(",")[:3])) for value in (ink, paper)]
+    assert (bright[0] < bright[1]) == (scheme == "light")
+    phone.close()

@@ -1,0 +1,208 @@
+"""The gallery on disk: what `xmodal index` makes of a bundle and a data set, and what is searched.
+
+    GALLERY/
+      manifest.json        what was indexed with what; bytes and SHA-256 of every other file
+      bundle/              a copy of the bundle, so that a gallery needs nothing else to be searched
+      coarse_bundle/       the model of the coarse vectors, where another one makes them
+      images/LEAF.npy      one array for each part of an embedding, its first axis the item
+      images/coarse.npy    a unit vector an item, where the score is no inner product of two vectors
+      images/boxes.npy     boxes of the regions, in 0..1, where the data has them; zeros are padding
+      images.jsonl         {"id", "captions": rows of texts, "picture": path below the data set's folder, "size"}
+      texts/..., texts.jsonl {"caption", "image": row of images}
+      cache/               engines keep rebuildable indices here; not part of the manifest
+
+Arrays are memory-mapped. Pictures are not copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax import bundle as bundles
+from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.inference.matcher import Bundle, Embedding, load
+
+FORMAT, VERSION = "xmodal_jax gallery", 1
+AGAIN = "index the data again with `xmodal index`, or fetch the gallery again"
+SIDES = ("images", "texts")
+COARSE, BOXES, CACHE = "coarse", "boxes", "cache"
+BUNDLE, COARSE_BUNDLE = "bundle", "coarse_bundle"
+WHOLE = ("embedding", "whole", "query")  # parts of an embedding that stand for the item by themselves
+
+
+def file_of(side: str, name: str) -> str:
+    """Where the array ``name`` of a side lies: ``region/feature`` is ``images/region.feature.npy``."""
+    return f"{side}/{re.sub(r'[^A-Za-z0-9_-]+', '.', name).strip('.')}.npy"
+
+
+def parts_of(embedding: Embedding) -> dict[str, np.ndarray]:
+    """The arrays of an embedding by name."""
+    return dict(embedding) if isinstance(embedding, Mapping) else {"embedding": embedding}
+
+
+def pooled(embedding: Embedding) -> np.ndarray:
+    """A unit vector [N, D] float32 for each item: its own vector where it has one, else the mean of its fragments.
+
+    Raises:
+        UsageError: the embedding has neither.
+    """
+    parts = parts_of(embedding)
+    fragments = [name for name in parts if name.rpartition("/")[2] == "feature"]
+    own = next((parts[name] for name in WHOLE if name in parts and parts[name].ndim == 2), None)
+    if own is not None:
+        vector = np.asarray(own, np.float32)
+    elif fragments:
+        mask = np.asarray(parts[fragments[0].removesuffix("feature") + "mask"], np.float32)
+        total = np.einsum("nrd,nr->nd", np.asarray(parts[fragments[0]], np.float32), mask)
+        vector = total / np.maximum(mask.sum(1), 1)[:, None]
+    else:
+        raise UsageError(
+            f"Nothing in ({', '.join(parts)}) can be pooled to one vector; give a second bundle with --coarse."
+        )
+    return vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
+
+
+class Side:
+    """The images or the texts of a gallery: arrays by name, [N, ...] each, and one line of JSON an item."""
+
+    def __init__(self, folder: Path, name: str, manifest: Mapping[str, Any]):
+        self.folder, self.name, self.count = folder, name, int(manifest["counts"][name])
+        self._files: Mapping[str, Any] = manifest["files"]
+        self.leaves = {leaf: self._open(leaf) for leaf in manifest["leaves"][name]}
+        self.coarse = self._open(COARSE) if manifest["dot"] is None else None
+        self.boxes = self._open(BOXES) if file_of(name, BOXES) in self._files else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _open(self, leaf: str) -> np.ndarray:
+        path = self.folder / file_of(self.name, leaf)
+        try:
+            # An empty file cannot be mapped.
+            array = np.load(path, mmap_mode="r" if self.count else None, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}.") from None
+        if len(array) != self.count:
+            raise CheckpointError(f"{path} has {len(array):,} rows, not {self.count:,}; {AGAIN}.")
+        return array
+
+    @functools.cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """What is known of each item."""
+        path = self.folder / f"{self.name}.jsonl"
+        try:
+            lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}.") from None
+        if len(lines) != self.count:
+            raise CheckpointError(f"{path} has {len(lines):,} lines, not {self.count:,}; {AGAIN}.")
+        return lines
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """[N, D] what engines search: the embedding where scores are inner products, else the coarse vectors."""
+        return next(iter(self.leaves.values())) if self.coarse is None else self.coarse
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the file of :attr:`vectors`."""
+        name = next(iter(self.leaves)) if self.coarse is None else COARSE
+        return self._files[file_of(self.name, name)]["sha256"]
+
+    def take(self, rows: Any) -> dict[str, np.ndarray]:
+        """The embedding of the items ``rows``, read from disk."""
+        return {name: np.asarray(leaf[rows]) for name, leaf in self.leaves.items()}
+
+
+class Gallery:
+    """An indexed data set, opened for search.
+
+    Args:
+        path: the folder.
+        verify: hold every file against its SHA-256 first.
+        pictures: the data set's folder, where it has moved since indexing.
+
+    Raises:
+        CheckpointError: not a gallery, or one that has changed since it was written.
+        DataError: it names a picture outside the data set's folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True, pictures: Path | None = None):
+        self.path = Path(path)
+        self.manifest = bundles.read_manifest(self.path, FORMAT, VERSION, AGAIN)
+        if verify:
+            bundles.check_files(self.path, self.manifest, AGAIN)
+        self.folder = Path(pictures or self.manifest["data"]["folder"])
+        self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
+        self._check_lines()
+
+    def __repr__(self) -> str:
+        return f"<xmodal_jax gallery {self.path}: {len(self.images):,} images, {len(self.texts):,} texts>"
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells galleries apart: SHA-256 of the manifest, and so of everything in it."""
+        return self.manifest["sha256"]
+
+    @property
+    def dot(self) -> tuple[float, float] | None:
+        """(a, b) where a score is a times the inner product of two vectors plus b, else None."""
+        return None if self.manifest["dot"] is None else (self.manifest["dot"][0], self.manifest["dot"][1])
+
+    # The manifest of the gallery covers the files of the bundles in it.
+
+    @functools.cached_property
+    def bundle(self) -> Bundle:
+        return load(self.path / BUNDLE, verify=False)
+
+    @functools.cached_property
+    def coarse_bundle(self) -> Bundle | None:
+        return load(self.path / COARSE_BUNDLE, verify=False) if self.manifest["coarse_bundle"] else None
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {line["id"]: row for row, line in enumerate(self.images.lines)}
+
+    def row(self, id_: str) -> int | None:
+        """The row of the image ``id_``, None where there is none."""
+        return self._rows.get(id_)
+
+    def picture(self, row: int) -> Path | None:
+        """The picture of an image, which need not exist any more; None where the data has none.
+
+        Raises:
+            DataError: its path leaves the data set's folder.
+        """
+        name = self.images.lines[row]["picture"]
+        if name is None:
+            return None
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise DataError(f"{self.path}: {self._outside(row)}")
+        return path
+
+    def _check_lines(self) -> None:
+        images, texts = len(self.images), len(self.texts)
+        try:
+            for row, line in enumerate(self.images.lines):
+                picture = Path(line["picture"] or "")
+                if picture.is_absolute() or ".." in picture.parts:
+                    raise DataError(f"{self.path}: {self._outside(row)}")
+                if not isinstance(line["id"], str) or not all(0 <= text < texts for text in line["captions"]):
+                    raise ValueError
+            if not all(0 <= line["image"] < images and isinstance(line["caption"], str) for line in self.texts.lines):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{self.path}: images.jsonl does not fit texts.jsonl; {AGAIN}.") from None
+
+    def _outside(self, row: int) -> str:
+        line = self.images.lines[row]
+        return f'the picture of image "{line["id"]}" lies outside {self.folder} ({line["picture"]}); {AGAIN}.'

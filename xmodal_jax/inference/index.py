@@ -1,0 +1,382 @@
+"""`xmodal index`: embed the images and captions of a data set once, as a gallery (:mod:`xmodal_jax.inference.gallery`).
+
+The work happens in ``<out>.partial`` and is taken up there after any interruption: arrays have their full size from
+the start, and a small state file says how many blocks of them are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from xmodal_jax import bundle as bundles
+from xmodal_jax.errors import CheckpointError, NumericError, UsageError
+from xmodal_jax.inference import gallery as galleries
+from xmodal_jax.inference.matcher import Bundle, Embedding, load, take
+from xmodal_jax.progress import Progress
+
+BLOCK = 256  # items embedded at a time; the state counts these
+EVERY = 2.0  # seconds between saves of the state
+PROBES = 64  # items a side that tell whether the score is an inner product
+STATE, LOCK = "state.json", "lock"
+
+Read = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
+
+
+class Items(NamedTuple):
+    """What is to be indexed: N images with their captions."""
+
+    about: dict[str, Any]  # name, manifest, split, folder (of the pictures' paths)
+    ids: Sequence[str]
+    captions: Sequence[Sequence[str]]
+    pictures: Sequence[str | None]
+    sizes: Sequence[Sequence[int]]
+    read: Callable[[int], Iterator[Read]]  # from this block on, BLOCK images each: features, mask [B, R], boxes
+
+
+def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
+    """A split of a prepared data set.
+
+    Raises:
+        DataError: no data set, no such split, or damage.
+        UsageError: the data has not all of ``features``.
+    """
+    from xmodal_jax.data.pipeline import FeatureReader
+    from xmodal_jax.data.records import open_dataset
+
+    dataset = open_dataset(data)
+    own = dataset.split(split)
+    known = dataset.manifest["features"]
+    boxes = bool(dataset.manifest.get("boxes")) and any("regions" in known.get(name, {}) for name in features)
+    reader = FeatureReader(own, features, boxes=boxes)
+
+    def read(start: int) -> Iterator[Read]:
+        blocks = -(-reader.count // BLOCK)
+
+        def rows(step: int) -> np.ndarray:
+            return np.arange(step * BLOCK, min((step + 1) * BLOCK, reader.count))
+
+        for arrays in reader.stream(start, blocks, rows):
+            yield {name: arrays[name] for name in features}, arrays["mask"], arrays.get("boxes")
+
+    folder = dataset.directory.resolve()
+    about = {"name": dataset.manifest["name"], "manifest": dataset.manifest["sha256"], "split": split}
+    pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in own.pictures]
+    return Items({**about, "folder": str(folder)}, own.ids, own.captions, pictures, own.sizes.tolist(), read)
+
+
+def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
+    """(a, b) where every score of these items is a times the inner product of two vectors plus b, and a positive.
+
+    Of fewer than eight pairs nothing is concluded.
+    """
+    if isinstance(images, Mapping) or isinstance(texts, Mapping) or images.shape[1:] != texts.shape[1:]:
+        return None
+    score = bundle.score(images, texts).astype(np.float64).ravel()
+    inner = (images.astype(np.float64) @ texts.astype(np.float64).T).ravel()
+    spread = np.ptp(inner)
+    if images.ndim != 2 or len(inner) < 8 or not spread > 0:
+        return None
+    a, b = np.polyfit(inner, score, 1)
+    if a > 0 and np.abs(a * inner + b - score).max() <= 1e-5 * max(np.ptp(score), 1e-30) + 1e-6 * np.abs(score).max():
+        exact = max(abs(a - 1), abs(b)) < 1e-5  # what the fit rounds is not part of the score
+        return (1.0, 0.0) if exact else (float(a), float(b))
+    return None
+
+
+class Arrays:
+    """The arrays of one side, made at full size by the first block, and opened again when work goes on."""
+
+    def __init__(self, folder: Path, side: str, count: int, dtype: str, fresh: bool):
+        self.folder, self.side, self.count, self.dtype, self.fresh = folder, side, count, np.dtype(dtype), fresh
+        self.arrays: dict[str, np.memmap] = {}
+        (folder / side).mkdir(exist_ok=True)
+
+    def put(self, rows: np.ndarray, parts: Mapping[str, np.ndarray], name: Callable[[int], str]) -> None:
+        """Write the items ``rows``; narrower ones than the first are padded with zeros.
+
+        Raises:
+            NumericError: a value that is not finite in the stored type.
+        """
+        for leaf, value in parts.items():
+            stored = self.dtype if value.dtype.kind == "f" else value.dtype
+            array = self.arrays.get(leaf)
+            if array is None:
+                array = self.arrays[leaf] = self._open(leaf, stored, (self.count, *value.shape[1:]))
+            with np.errstate(over="ignore"):
+                value = value.astype(stored)
+            if stored.kind == "f" and not np.isfinite(value).all():
+                bad = int(np.argmin(np.isfinite(value).reshape(len(value), -1).all(1)))
+                raise NumericError(
+                    f'"{leaf}" of {name(int(rows[bad]))} is not finite as {stored}; check the features with '
+                    "`xmodal data check`, or index with --dtype float32."
+                )
+            array[(rows, *(slice(size) for size in value.shape[1:]))] = value
+
+    def _open(self, leaf: str, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
+        path = self.folder / galleries.file_of(self.side, leaf)
+        if self.fresh:
+            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        try:
+            return np.lib.format.open_memmap(path, mode="r+")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); remove {self.folder} and start anew.") from None
+
+    def flush(self) -> None:
+        for array in self.arrays.values():
+            array.flush()
+
+
+class State:
+    """What is done in ``folder``, block by block, and for which job."""
+
+    def __init__(self, folder: Path, job: dict[str, Any]):
+        self.path, self.job = folder / STATE, job
+        self.done: dict[str, int] = dict.fromkeys(galleries.SIDES, 0)
+        self.saved = time.monotonic()
+        if self.path.is_file():
+            try:
+                known = json.loads(self.path.read_text(encoding="utf-8"))
+                other = [key for key in job if known["job"].get(key) != job[key]]
+                self.done = {side: int(known["done"][side]) for side in galleries.SIDES}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise CheckpointError(f"{self.path} is damaged ({error}); remove {folder} and start anew.") from None
+            if other:
+                raise CheckpointError(
+                    f"{folder} was begun with another {', '.join(other)}; give the same again, or remove it."
+                )
+
+    def save(self, arrays: Arrays, blocks: int, *, now: bool = False) -> None:
+        """Note that ``blocks`` are done, once what they hold is on disk; seldom, unless ``now``."""
+        if not now and time.monotonic() - self.saved < EVERY:
+            return
+        arrays.flush()
+        self.done[arrays.side] = blocks
+        unfinished = self.path.with_name(f"{STATE}.tmp")
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump({"job": self.job, "done": self.done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, self.path)
+        self.saved = time.monotonic()
+
+
+class Builder:
+    """The work in one folder: images first, then texts, then the manifest."""
+
+    def __init__(self, folder: Path, bundle: Bundle, items: Items, coarse: Bundle | None, dtype: str, job: dict):
+        self.folder, self.bundle, self.items, self.coarse, self.dtype = folder, bundle, items, coarse, dtype
+        self.captions = [text for own in items.captions for text in own]
+        self.owner = np.repeat(np.arange(len(items.ids)), [len(own) for own in items.captions])
+        # The longest first: they tell the width of the arrays, and blocks of equal lengths compute little padding.
+        lengths = [len(bundle.tokens([text])[0][0]) for text in self.captions]
+        self.order = np.argsort(-np.array(lengths, np.int64), kind="stable")
+        self.state = State(folder, job)
+        self.dot, self.leaves = self._probe()
+
+    def _images(self, read: Read, bundle: Bundle) -> Embedding:
+        features, mask, _ = read
+        regional = any(len(shape) == 2 for shape in bundle.features.values())
+        own = {name: features[name] for name in bundle.features}
+        return bundle.embed_images(own, mask if regional else None)
+
+    def _probe(self) -> tuple[tuple[float, float] | None, dict[str, list[str]]]:
+        """Whether scores are inner products, and the names of the arrays; refuses what cannot be pooled, early."""
+        images = self._images(next(iter(self.items.read(0))), self.bundle)
+        texts = self.bundle.embed_texts(self.captions[:PROBES] or ["a"])
+        leaves = {
+            side: list(galleries.parts_of(own)) for side, own in zip(galleries.SIDES, (images, texts), strict=True)
+        }
+        dot = dot_of(self.bundle, take(images, slice(PROBES)), texts)
+        if self.coarse is not None:
+            if dot:
+                raise UsageError(
+                    f"The scores of {self.bundle.path} are inner products already and need no coarse vectors; leave "
+                    "out --coarse."
+                )
+            pair = self._images(next(iter(self.items.read(0))), self.coarse), self.coarse.embed_texts(["a"])
+            if any(isinstance(own, Mapping) for own in pair):
+                raise UsageError(
+                    f"{self.coarse.path} has more than one vector an item; --coarse takes a bundle of one."
+                )
+        elif not dot:
+            widths = [galleries.pooled(own).shape[1] for own in (images, texts)]
+            if widths[0] != widths[1]:
+                raise UsageError(f"Pooled vectors have {widths} numbers; give a second bundle with --coarse.")
+        for side, names in leaves.items():
+            files = {galleries.file_of(side, name) for name in (*names, galleries.COARSE, galleries.BOXES)}
+            if len(files) < len(names) + 2:
+                raise CheckpointError(f"The arrays {', '.join(names)} of {self.bundle.path} share a file name.")
+        return dot, leaves
+
+    def _parts(self, embedding: Embedding, other: Callable[[Bundle], Embedding]) -> dict[str, np.ndarray]:
+        parts = galleries.parts_of(embedding)
+        if self.dot is None:
+            parts[galleries.COARSE] = galleries.pooled(other(self.coarse) if self.coarse else embedding)
+        return parts
+
+    def images(self, progress: Progress) -> None:
+        count, done = len(self.items.ids), self.state.done["images"]
+        arrays = Arrays(self.folder, "images", count, self.dtype, fresh=not done)
+        blocks = -(-count // BLOCK)
+        for block, read in zip(range(done, blocks), self.items.read(done), strict=True):
+            rows = np.arange(block * BLOCK, min((block + 1) * BLOCK, count))
+            parts = self._parts(self._images(read, self.bundle), lambda other, read=read: self._images(read, other))
+            arrays.put(rows, parts, lambda row: f'image "{self.items.ids[row]}"')
+            if read[2] is not None:
+                self._boxes(arrays, rows, read[2])
+            self.state.save(arrays, block + 1, now=block + 1 == blocks)
+            progress.advance(len(rows))
+
+    def _boxes(self, arrays: Arrays, rows: np.ndarray, boxes: np.ndarray) -> None:
+        name = galleries.BOXES
+        if name not in arrays.arrays:  # in float32 whatever the type of the rest
+            arrays.arrays[name] = arrays._open(name, np.dtype(np.float32), (arrays.count, *boxes.shape[1:]))
+        arrays.arrays[name][rows] = boxes
+
+    def texts(self, progress: Progress) -> None:
+        done, blocks = self.state.done["texts"], -(-len(self.captions) // BLOCK)
+        arrays = Arrays(self.folder, "texts", len(self.captions), self.dtype, fresh=not done)
+        for block in range(done, blocks):
+            rows = self.order[block * BLOCK : (block + 1) * BLOCK]
+            own = [self.captions[row] for row in rows]
+            parts = self._parts(self.bundle.embed_texts(own), lambda other, own=own: other.embed_texts(own))
+            arrays.put(rows, parts, lambda row: f"caption {row}")
+            self.state.save(arrays, block + 1, now=block + 1 == blocks)
+            progress.advance(len(rows))
+        if not blocks:
+            for name, value in self._parts(self.bundle.embed_texts(["a"]), lambda b: b.embed_texts(["a"])).items():
+                kind = np.dtype(self.dtype) if value.dtype.kind == "f" else value.dtype
+                np.save(self.folder / galleries.file_of("texts", name), np.zeros((0, *value.shape[1:]), kind))
+
+    def finish(self) -> dict[str, Any]:
+        """Lines, copies of the bundles and the manifest; returns it."""
+        first = np.concatenate([[0], np.cumsum([len(own) for own in self.items.captions])]).astype(int)
+        with (self.folder / "images.jsonl").open("w", encoding="utf-8") as file:
+            for row, id_ in enumerate(self.items.ids):
+                line = {"id": id_, "captions": list(range(first[row], first[row + 1]))}
+                line |= {"picture": self.items.pictures[row], "size": list(self.items.sizes[row])}
+                file.write(json.dumps(line) + "\n")
+        with (self.folder / "texts.jsonl").open("w", encoding="utf-8") as file:
+            for text, owner in zip(self.captions, self.owner.tolist(), strict=True):
+                file.write(json.dumps({"caption": text, "image": owner}) + "\n")
+        copies = {galleries.BUNDLE: self.bundle, galleries.COARSE_BUNDLE: self.coarse}
+        for name, bundle in copies.items():
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # half of one, where the last run was killed here
+            if bundle is not None:
+                shutil.copytree(bundle.path, self.folder / name)
+        for name in (STATE, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
+        return bundles.seal(self.folder, self.manifest())
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "format": galleries.FORMAT,
+            "version": galleries.VERSION,
+            "bundle": self.bundle.fingerprint,
+            "coarse_bundle": self.coarse.fingerprint if self.coarse else None,
+            "system": self.bundle.system,
+            "data": self.items.about,
+            "counts": {"images": len(self.items.ids), "texts": len(self.captions)},
+            "dtype": self.dtype,
+            "leaves": self.leaves,
+            "dot": self.dot,
+        }
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Keep other processes out of ``folder`` while this one lives."""
+    file = (folder / LOCK).open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # a system without such locks
+        pass
+    except OSError:
+        file.close()
+        raise CheckpointError(f"Another process is at work in {folder}; wait for it to end.") from None
+    return file
+
+
+def build(
+    out: Path, bundle: Bundle, items: Items, *, coarse: Bundle | None = None, dtype: str = "float16"
+) -> dict[str, Any]:
+    """Index ``items`` as the gallery ``out``, or go on where an earlier call stopped; returns the manifest.
+
+    Args:
+        coarse: a bundle of one vector an item that makes the coarse vectors of a system without such.
+        dtype: stored type of all numbers, "float16" or "float32".
+
+    Raises:
+        CheckpointError: ``out`` holds something else, or was begun with another bundle, data set or option.
+        NumericError: an embedding that is not finite.
+        UsageError: no coarse vectors can be had.
+    """
+    if not len(items.ids):
+        raise UsageError(f'Split "{items.about["split"]}" has no images to index.')
+    job = {
+        "bundle": bundle.fingerprint,
+        "coarse": coarse.fingerprint if coarse else None,
+        "data": items.about,
+        "dtype": dtype,
+        "block": BLOCK,
+    }
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        known = bundles.read_manifest(out, galleries.FORMAT, galleries.VERSION, "choose another --out")
+        of_it = {
+            "bundle": known["bundle"],
+            "coarse": known["coarse_bundle"],
+            **{k: known[k] for k in ("data", "dtype")},
+        }
+        other = [key for key, value in of_it.items() if value != job[key]]
+        if other:
+            raise CheckpointError(f"{out} was made with another {', '.join(other)}; choose another --out or remove it.")
+        print(f"{out}: already indexed, nothing to do.", file=sys.stderr)
+        return known
+    partial = out.with_name(out.name + ".partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be made ({error.strerror}); choose another --out.") from None
+    with _lock(partial):
+        work = Builder(partial, bundle, items, coarse, dtype, job)
+        done = sum(
+            min(work.state.done[side] * BLOCK, count)
+            for side, count in zip(galleries.SIDES, (len(items.ids), len(work.captions)), strict=True)
+        )
+        total = len(items.ids) + len(work.captions)
+        if done:
+            print(f"{out}: going on, {done:,} of {total:,} items are done.", file=sys.stderr)
+        with Progress("index", total, unit="items", start=done) as progress:
+            work.images(progress)
+            work.texts(progress)
+        manifest = work.finish()
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    return manifest
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal index`: a data set's split as a gallery."""
+    bundle = load(args.bundle)
+    coarse = load(args.coarse) if args.coarse else None
+    names = list(dict.fromkeys([*bundle.features, *(coarse.features if coarse else ())]))
+    manifest = build(args.out, bundle, items_of(args.data, args.split, names), coarse=coarse, dtype=args.dtype)
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    counts = manifest["counts"]
+    how = "inner products" if manifest["dot"] else "coarse search, then the full score"
+    held = f"{counts['images']:,} images and {counts['texts']:,} captions, {size / 1e6:.1f} MB"
+    print(f"{args.out}: {held}, ranked by {how}")
+    print(f'next: xmodal search {args.out} "a dog on the beach"')
+    return 0

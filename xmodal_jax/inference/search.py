@@ -1,0 +1,341 @@
+"""`xmodal search`: from a sentence to ranked images, from an image to ranked captions.
+
+Where scores are inner products an engine ranks all items. Elsewhere it ranks coarse vectors, and the best of them are
+scored in full (re-ranked).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xmodal_jax.data.text import UNKNOWN
+from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.inference import engines
+from xmodal_jax.inference.gallery import CACHE, Gallery, Side, pooled
+from xmodal_jax.inference.matcher import WORDS, Bundle, Embedding, take
+
+CHARACTERS, MOST = 2000, 1000  # of a query; of hits
+DEPTH = 100  # candidates that are re-ranked at least
+WARMED = 100_000  # captions whose lengths are looked at for shapes to compile
+PARTS = (128, 512, 1024)  # candidates scored in one call: few numbers, for each is a compilation
+PART = PARTS[-1]
+
+
+class Hit(NamedTuple):
+    """A found item: an image with all its captions, or one caption with the image that it belongs to."""
+
+    rank: int  # from 1
+    score: float
+    row: int  # among the images, or among the captions
+    id: str  # of the image
+    captions: list[str]
+    picture: str | None
+
+
+class Query(NamedTuple):
+    """Q items of one side: their embedding, and the vectors [Q, D] that engines take."""
+
+    embedding: Embedding
+    vectors: np.ndarray
+
+
+class Searcher:
+    """A gallery ready for queries in both directions; safe to use from several threads.
+
+    Args:
+        gallery: what to search.
+        engine: "exact", "faiss" or "qdrant[:LOCATION]".
+        rerank: how many of the engine's best are scored in full, or "all"; by default at least 100 and ten times k
+            where scores are no inner products, else none.
+
+    Raises:
+        UsageError: no such engine, or it is not installed.
+    """
+
+    def __init__(self, gallery: Gallery, *, engine: str = "exact", rerank: int | str | None = None):
+        if not (rerank is None or rerank == "all" or (isinstance(rerank, int) and rerank > 0)):
+            raise UsageError(f'--rerank takes a positive number or "all", not {rerank}.')
+        self.gallery, self.engine, self.rerank = gallery, engine, rerank
+        self.bundle = gallery.bundle
+        self._lock = threading.Lock()
+        self._engines: dict[str, engines.Engine] = {}
+        inputs = [
+            [np.dtype(leaf["dtype"]) for leaf in self.bundle.manifest["functions"][f"encode_{side}"]["gives"]]
+            for side in ("image", "text")
+        ]
+        score = self.bundle._function("score")  # one more `jit` around it, with the types that are stored
+
+        def full(*pair: list[jax.Array]) -> jax.Array:
+            return score(*([x.astype(t) for x, t in zip(*own, strict=True)] for own in zip(pair, inputs, strict=True)))
+
+        self._full = jax.jit(full)
+
+    # Queries
+
+    def by_text(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]:
+        """The best k images for each sentence.
+
+        Raises:
+            UsageError: a sentence that is empty or of more than 2,000 characters, or k outside 1 to 1,000.
+        """
+        _check_k(k)
+        if isinstance(texts, str):
+            raise UsageError('by_text takes a list of sentences: by_text(["two dogs"]).')
+        for text in texts:
+            if not text.strip():
+                raise UsageError("The query is empty; give a sentence.")
+            if len(text) > CHARACTERS:
+                raise UsageError(f"The query has {len(text):,} characters; at most {CHARACTERS:,} are read.")
+        if not texts:
+            return []
+        found = self.rank(self.gallery.images, self._texts(texts), k)
+        return [self._hits(self.gallery.images, *own) for own in zip(*found, strict=True)]
+
+    def by_image(self, image: Any, k: int = 10) -> list[Hit]:
+        """The best k captions for one image.
+
+        Args:
+            image: a row of the gallery; a picture (file, bytes, PIL image, uint8 array [H, W, 3]), where the bundle
+                has an extractor; or its features, [F] or [R, F], or a dict of them by name.
+
+        Raises:
+            UsageError: no such row, features of the wrong shape, no extractor, or k outside 1 to 1,000.
+            DataError: a picture that cannot be read.
+        """
+        _check_k(k)
+        if isinstance(image, int | np.integer):
+            if not 0 <= image < len(self.gallery.images):
+                raise UsageError(f"Rows of images go from 0 to {len(self.gallery.images) - 1}, not {image}.")
+            query = self.stored(self.gallery.images, np.array([image]))
+        else:
+            query = self._image(image)
+        scores, rows = self.rank(self.gallery.texts, query, k)
+        return self._hits(self.gallery.texts, scores[0], rows[0])
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a sentence that the vocabulary does not have."""
+        return self.bundle.unknown(text)
+
+    def knows_nothing_of(self, text: str) -> bool:
+        """Whether none of a sentence's words is in the vocabulary, so that its ranks mean nothing."""
+        vocabulary = self.bundle.vocabulary
+        return vocabulary is not None and all(token == UNKNOWN for token in vocabulary.encode(text)[1:-1])
+
+    def warm(self, most: int = 32, k: int = 10) -> None:
+        """Compile all shapes that queries of up to ``most`` sentences at a time can have, before the first comes."""
+        lengths = range(WORDS, max(self.bundle.lengths) + WORDS, WORDS)
+        for size in (1 << i for i in range(max(most - 1, 0).bit_length() + 1)):
+            for length in lengths:
+
+                def embed(bundle: Bundle, size: int = size, length: int = length) -> Embedding:
+                    return bundle.embed_tokens(np.full((size, min(length, max(bundle.lengths))), UNKNOWN))
+
+                self.rank(self.gallery.images, self._query(embed(self.bundle), embed), k)
+        texts, image = self.gallery.texts, self.stored(self.gallery.images, np.array([0]))
+        self.by_image(0, k)
+        depth = min(self.depth(k), len(texts))
+        if not depth:
+            return
+        widths = self.bundle.words([leaf[:WARMED] for leaf in self._leaves(texts)])
+        for longest in np.unique(-(-widths // WORDS)):  # the candidates of an image are cut to their longest
+            row = int(np.argmax(-(-widths // WORDS) == longest))
+            self._score(texts, image.embedding, 0, np.full(depth, row))
+
+    # Parts
+
+    def _texts(self, texts: Sequence[str]) -> Query:
+        return self._query(self.bundle.embed_texts(texts), lambda other: other.embed_texts(texts))
+
+    def _image(self, image: Any) -> Query:
+        if isinstance(image, Mapping):
+            given: Any = {name: np.asarray(value)[None] for name, value in image.items()}
+        else:
+            array = isinstance(image, np.ndarray) and image.dtype != np.uint8
+            given = image[None] if array else [image]
+
+        def embed(bundle: Bundle) -> Embedding:
+            own = {name: given[name] for name in bundle.features if name in given} if isinstance(given, dict) else given
+            return bundle.embed_images(own)
+
+        return self._query(embed(self.bundle), embed)
+
+    def _query(self, embedding: Embedding, other: Callable[[Bundle], Embedding]) -> Query:
+        if self.gallery.dot is not None:
+            return Query(embedding, np.asarray(embedding))
+        coarse = self.gallery.coarse_bundle
+        return Query(embedding, pooled(embedding if coarse is None else other(coarse)))
+
+    def stored(self, side: Side, rows: np.ndarray) -> Query:
+        """Items of the gallery as queries."""
+        return Query(side.take(rows), np.asarray(side.vectors[rows], np.float32))
+
+    def depth(self, k: int) -> int:
+        """How many candidates are scored in full for k hits; 0: none."""
+        if self.rerank == "all":
+            return max(len(self.gallery.images), len(self.gallery.texts))
+        if self.rerank is None:
+            return 0 if self.gallery.dot is not None else max(DEPTH, 10 * k)
+        return max(int(self.rerank), k)
+
+    def engine_of(self, side: Side) -> engines.Engine:
+        """The engine over a side's vectors, made when first asked for."""
+        with self._lock:
+            if side.name not in self._engines:
+                other = self.gallery.texts if side is self.gallery.images else self.gallery.images
+                self._engines[side.name] = engines.open_engine(
+                    self.engine, side.vectors, self.gallery.path / CACHE, side.identity, other.vectors
+                )
+            return self._engines[side.name]
+
+    def rank(
+        self, side: Side, query: Query, k: int, depth: int | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each query the scores, falling, and rows of the best k of ``side``; fewer where there are fewer.
+
+        Args:
+            depth: how many are scored in full, 0 for none; where it reaches all, no engine is asked.
+        """
+        depth = self.depth(k) if depth is None else depth
+        scores: Any = []
+        if depth >= max(len(side), 1):
+            rows: Any = [np.arange(len(side))] * len(query.vectors)
+        else:
+            scores, rows = self.engine_of(side).search(query.vectors, depth or k)
+            kept = [own >= 0 for own in rows]  # approximate engines may find fewer
+            scores, rows = ([own[keep] for own, keep in zip(part, kept, strict=True)] for part in (scores, rows))
+        if not depth:
+            assert self.gallery.dot is not None
+            a, b = self.gallery.dot
+            return [a * own + b for own in scores], rows
+        scores = [self._score(side, query.embedding, index, own) for index, own in enumerate(rows)]
+        order = [np.lexsort((own, -score))[:k] for score, own in zip(scores, rows, strict=True)]
+        scores, rows = ([own[o] for own, o in zip(part, order, strict=True)] for part in (scores, rows))
+        return scores, rows
+
+    def _leaves(self, side: Side) -> list[np.ndarray]:
+        gives = self.bundle.manifest["functions"]["encode_image" if side is self.gallery.images else "encode_text"]
+        return [side.leaves[leaf["name"]] for leaf in gives["gives"]]
+
+    def _score(self, side: Side, embedding: Embedding, index: int, rows: np.ndarray) -> np.ndarray:
+        """Full scores [len(rows)] of one query with items of ``side``, in one jitted call for each 1,024; other numbers
+        are padded to few shapes."""
+        by_text = side is self.gallery.images
+        query = self.bundle.leaves("text" if by_text else "image", take(embedding, slice(index, index + 1)))
+        leaves, out = self._leaves(side), np.zeros(len(rows), np.float32)
+        size = padded(len(rows))
+        for start in range(0, len(rows), size):
+            own = np.zeros(size, np.int64)
+            part = rows[start : start + size]
+            own[: len(part)] = part
+            if by_text:
+                pair = [leaf[own] for leaf in leaves], self.bundle.cut(query, np.array([0]))
+            else:
+                pair = query, self.bundle.cut(leaves, own)
+            out[start : start + len(part)] = np.asarray(self._full(*pair)).ravel()[: len(part)]
+        return out
+
+    def _hits(self, side: Side, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
+        images, texts = self.gallery.images, self.gallery.texts
+        hits = []
+        for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True), 1):
+            if side is images:
+                image, captions = row, [texts.lines[c]["caption"] for c in images.lines[row]["captions"]]
+            else:
+                image, captions = texts.lines[row]["image"], [texts.lines[row]["caption"]]
+            picture = self.gallery.picture(image)
+            own = None if picture is None else str(picture)
+            hits.append(Hit(rank, score, row, images.lines[image]["id"], captions, own))
+        return hits
+
+
+def padded(count: int) -> int:
+    """How many candidates one call scores."""
+    return next((size for size in PARTS if count <= size), PART)
+
+
+def _check_k(k: int) -> None:
+    if not 1 <= k <= MOST:
+        raise UsageError(f"k goes from 1 to {MOST:,}, not {k}.")
+
+
+# The command line
+
+
+def printable(text: str) -> str:
+    """One line without control characters, which a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def table(hits: Sequence[Hit], width: int) -> list[str]:
+    """Lines of at most ``width`` columns: rank, score, id and a caption."""
+    ids = [printable(hit.id) for hit in hits]
+    longest = min(max(map(len, ids), default=2), 40)
+    lines = [f"{'rank':>4}  {'score':>8}  {'id':<{longest}}  caption"]
+    for hit, id_ in zip(hits, ids, strict=True):
+        caption = printable(hit.captions[0]) if hit.captions else "-"
+        more = f"  (+{len(hit.captions) - 1})" if len(hit.captions) > 1 else ""
+        start = f"{hit.rank:>4}  {hit.score:>8.4f}  {id_[:longest]:<{longest}}  "
+        room = max(width - len(start) - len(more), 20)
+        lines.append(start + (caption if len(caption) <= room else f"{caption[: room - 3]}...") + more)
+    return lines
+
+
+def _image_of(gallery: Gallery, name: str) -> int | str:
+    row = gallery.row(name)
+    if row is not None:
+        return row
+    if not Path(name).is_file():
+        raise DataError(f'"{name}" is neither an image of {gallery.path} nor a file; give an id or a picture.')
+    if gallery.bundle.manifest["extractor"] is None:
+        raise UsageError(
+            f"The bundle in {gallery.path} reads features ({', '.join(gallery.bundle.features)}) and cannot make them "
+            "from a picture; name an image of the gallery by its id."
+        )
+    return name
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal search`: a sentence, or an image, against a gallery; or what re-ranking keeps (``--measure``)."""
+    if sum((args.text is not None, args.image is not None, args.measure)) != 1:
+        raise UsageError("Give a sentence, or --image, or --measure.")
+    try:
+        rerank = args.rerank if args.rerank in (None, "all") else int(args.rerank)
+    except ValueError:
+        rerank = args.rerank
+    gallery = Gallery(args.gallery)
+    searcher = Searcher(gallery, engine=args.engine, rerank=rerank)
+    if args.measure:
+        from xmodal_jax.bench.search import measure, print_measured
+
+        rows = measure(searcher)
+        print(json.dumps(rows, indent=1)) if args.json else print_measured(rows)
+        return 0
+    unknown: list[str] = []
+    if args.image is not None:
+        hits = searcher.by_image(_image_of(gallery, args.image), args.k)
+    else:
+        hits = searcher.by_text([args.text], args.k)[0]
+        unknown = searcher.unknown(args.text)
+        if searcher.knows_nothing_of(args.text):
+            raise UsageError(
+                f"No word of the query is in the vocabulary ({printable(', '.join(unknown))}), so nothing can be "
+                "found by it; use other words."
+            )
+    if args.json:
+        query = {"text": args.text} if args.image is None else {"image": args.image}
+        print(json.dumps({"query": query, "unknown": unknown, "hits": [hit._asdict() for hit in hits]}, indent=1))
+        return 0
+    if unknown:
+        print(f"not in the vocabulary: {printable(', '.join(unknown))}", file=sys.stderr)
+    print("\n".join(table(hits, shutil.get_terminal_size().columns)))
+    return 0

@@ -1,0 +1,214 @@
+"""The JSON API and the page. All device work goes through one :class:`Batcher`; each request keeps to one gallery."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from xmodal_jax import __version__
+from xmodal_jax.errors import XmodalError
+from xmodal_jax.serve.batcher import Batcher, Full
+from xmodal_jax.serve.guard import Metrics
+from xmodal_jax.serve.live import Live, State
+
+PAGE = Path(__file__).parent / "page"
+ASSETS = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+TEXT, MOST = 2000, 1000  # characters of a query, answers to it
+RETRY = {"Retry-After": "1"}
+
+Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TEXT)]
+Number = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+Row = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
+
+
+class Asked(BaseModel):
+    """A body that knows its keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @field_validator("text", check_fields=False)
+    @classmethod
+    def whole(cls, text: str) -> str:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError("half a character (a lone surrogate)")
+        return text
+
+
+class Text(Asked):
+    """A sentence that ranks the images."""
+
+    text: Sentence
+    k: Number = 20
+
+
+class Item(Asked):
+    """An image of the gallery that ranks the captions."""
+
+    item: Row
+    k: Number = 20
+
+
+class Pair(Asked):
+    """A sentence and an image of the gallery."""
+
+    item: Row
+    text: Sentence
+
+
+class Fault(BaseModel):
+    """What was wrong, in one sentence."""
+
+    detail: str
+
+
+FAULTS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Fault, "description": "The body is no JSON."},
+    401: {"model": Fault, "description": "A token is needed."},
+    404: {"model": Fault, "description": "There is no such item, or the system cannot do this."},
+    413: {"model": Fault, "description": "The body is too large."},
+    421: {"model": Fault, "description": "The host name is not that of this machine."},
+    422: {"model": Fault, "description": "A value is missing, wrong or out of its limits."},
+    429: {"model": Fault, "description": "Too many requests wait; try again after Retry-After seconds."},
+}
+
+
+class Missing(Exception):
+    """There is no such thing here; its words go to the client."""
+
+
+def fault(status: int, detail: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers or None)
+
+
+def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float = 10.0) -> FastAPI:
+    """The application; ``deadline`` is how many seconds a request may take, its wait in the queue included."""
+    app = FastAPI(
+        title="xmodal_jax", version=__version__, description="Image-text search.", docs_url=None, redoc_url=None
+    )
+
+    async def run(state: State, kind: str, work: Callable[[list[Any]], list[Any]], item: Any) -> Any:
+        return await batcher.ask((id(state), kind), work, item, deadline)
+
+    async def row_of(state: State, row: int) -> int:
+        if row >= state.count:
+            raise Missing(f"No item {row}; there are {state.count:,}, counted from 0.")
+        return row
+
+    @app.exception_handler(Full)
+    async def full(_: Request, __: Exception) -> Response:
+        return JSONResponse({"detail": "Too many requests wait; try again in a second."}, 429, RETRY)
+
+    @app.exception_handler(Missing)
+    async def missing(_: Request, error: Exception) -> Response:
+        return fault(404, str(error))
+
+    @app.exception_handler(XmodalError)
+    async def refused(_: Request, error: Exception) -> Response:
+        return fault(422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]  # never the input itself: it may be anything, NaN included
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return fault(400 if first["type"] == "json_invalid" else 422, f"{where}: {first['msg']}".lstrip(": "))
+
+    @app.post("/search", responses=FAULTS, summary="Rank images by a sentence, or captions by an image")
+    async def search(asked: Text | Item) -> dict[str, Any]:
+        state = live.state
+        if isinstance(asked, Text):
+            return await run(state, "text", state.by_text, (asked.text, asked.k))
+        return await run(state, "item", state.by_item, (await row_of(state, asked.item), asked.k))
+
+    @app.post(
+        "/search/picture",
+        responses=FAULTS,
+        summary="Rank captions by a picture",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(set(PICTURES.values()))
+                },
+            }
+        },
+    )
+    async def search_picture(
+        request: Request, k: Annotated[int, Query(ge=1, le=MOST, description="How many captions.")] = 20
+    ) -> dict[str, Any]:
+        state, body = live.state, await request.body()
+        if not state.pixels:
+            raise Missing("This gallery's system reads ready-made features, so it cannot look at a new picture.")
+        if not body:
+            return fault(422, "The body holds no picture.")  # type: ignore[return-value]
+        prepared = await asyncio.to_thread(state.read, body)
+        return await run(state, "picture", state.by_picture, (prepared, k))
+
+    @app.post("/attend", responses=FAULTS, summary="How much each word of a sentence looks at each region of an image")
+    async def attend(asked: Pair) -> dict[str, Any]:
+        state = live.state
+        if not state.attends:
+            raise Missing(f'The system "{state.system}" has no attention between words and regions to show.')
+        return await run(state, "attend", state.attend, (await row_of(state, asked.item), asked.text))
+
+    @app.post("/caption", responses=FAULTS, summary="A sentence for an image, where the system can write one")
+    async def caption(asked: Annotated[Item, Body()]) -> dict[str, Any]:
+        state = live.state
+        await row_of(state, asked.item)
+        raise Missing(f'The system "{state.system}" has no caption decoder; /search ranks captions that exist.')
+
+    @app.get("/items/{row}", responses=FAULTS, summary="What is known of an image")
+    async def item(row: int) -> dict[str, Any]:
+        state = live.state
+        return state.describe(await row_of(state, row if row >= 0 else state.count))
+
+    @app.get("/items/{row}/picture", responses=FAULTS, response_class=FileResponse, summary="The pixels of an image")
+    async def picture(row: int) -> Response:
+        state = live.state
+        path = state.picture(await row_of(state, row if row >= 0 else state.count))
+        kind = PICTURES.get(path.suffix.lower()) if path else None
+        if path is None or kind is None or not path.is_file():
+            raise Missing(f"Item {row} has no picture here.")
+        return FileResponse(path, media_type=kind, headers={"cache-control": "private, max-age=300"})
+
+    @app.get("/healthz", summary="Whether the service is up, and what it serves")
+    async def healthz() -> dict[str, Any]:
+        return {"status": "ok", **live.state.facts()}
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Counters in the form of Prometheus")
+    async def metrics_text() -> str:
+        sizes = batcher.batches
+        gauges = {
+            "queue_length": float(len(batcher)),
+            "batches": float(sum(sizes.values())),
+            "batched_requests": float(sum(size * count for size, count in sizes.items())),
+            "gallery_images": float(live.state.count),
+            "gallery_swaps": float(live.swaps),
+        }
+        return metrics.text(gauges)
+
+    for route, (name, kind) in ASSETS.items():
+        app.get(route, include_in_schema=False)(asset(PAGE / name, kind))
+    return app
+
+
+def asset(path: Path, kind: str) -> Callable[[], Any]:
+    content = path.read_bytes()
+
+    async def send() -> Response:
+        return Response(content, media_type=kind)
+
+    return send

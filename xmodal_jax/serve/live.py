@@ -1,0 +1,177 @@
+"""What is served now: a gallery with everything compiled, replaced as a whole when it changes on disk."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax import bundle as bundles
+from xmodal_jax.data.text import tokenize
+from xmodal_jax.errors import XmodalError
+from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
+from xmodal_jax.inference.matcher import take
+from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
+from xmodal_jax.inference.search import Hit, Searcher
+
+SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
+LOOK = 2.0  # seconds between looks at the manifest
+
+
+class State:
+    """One gallery, ready to answer; the methods that take lists are called by the batcher's thread alone."""
+
+    def __init__(self, gallery: Gallery, searcher: Searcher):
+        self.gallery, self.searcher = gallery, searcher
+        self.count = len(gallery.images)
+        self.system = gallery.bundle.system
+        self.pixels = gallery.bundle.manifest["extractor"] in EXTRACTORS
+        self.attends = "attention" in gallery.bundle.manifest["functions"] and gallery.images.boxes is not None
+
+    def facts(self) -> dict[str, Any]:
+        """What the page needs to know."""
+        return {
+            "gallery": self.gallery.fingerprint[:12],
+            "data": self.gallery.manifest["data"]["name"],
+            "system": self.system,
+            "images": self.count,
+            "captions": len(self.gallery.texts),
+            "pixels": self.pixels,
+            "attention": self.attends,
+        }
+
+    # Answers
+
+    def by_text(self, asked: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Ranked images of sentences."""
+        ranked = self.searcher.by_text([text for text, _ in asked], max(k for _, k in asked))
+        return [
+            {
+                "kind": "images",
+                "unknown": self.gallery.bundle.unknown(text),
+                "hits": [self._image(hit) for hit in hits[:k]],
+            }
+            for (text, k), hits in zip(asked, ranked, strict=True)
+        ]
+
+    def by_item(self, asked: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Ranked captions of the gallery's images."""
+        answers = []
+        for row, k in asked:
+            own = set(self.gallery.images.lines[row]["captions"])
+            hits = self.searcher.by_image(row, k)
+            answers.append({"kind": "captions", "hits": [self._caption(hit) | {"own": hit.row in own} for hit in hits]})
+        return answers
+
+    def by_picture(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
+        """Ranked captions of new pictures."""
+        return [
+            {"kind": "captions", "hits": [self._caption(hit) for hit in self.searcher.by_image(pixels, k)]}
+            for pixels, k in asked
+        ]
+
+    def attend(self, asked: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+        """Words, boxes and, for each word, its share of attention to each region."""
+        answers = []
+        for row, text in asked:
+            image, bundle = self.gallery.images.take([row]), self.gallery.bundle
+            sentence = bundle.embed_texts([text])
+            weight = bundle.attend(image, sentence)[0, 0]
+            boxes = np.asarray(self.gallery.images.boxes[row], np.float32)  # type: ignore[index]
+            real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            words = tokenize(text)[: weight.shape[1] - 2]
+            own = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
+            share = own / np.maximum(own.sum(axis=0, keepdims=True), 1e-12)
+            answers.append(
+                {
+                    "words": words,
+                    "boxes": np.round(boxes[real].astype(np.float64), 4).tolist(),
+                    "weights": np.round(share.T.astype(np.float64), 4).tolist(),
+                    "score": float(bundle.score(take(image, slice(0, 1)), sentence)[0, 0]),
+                    "unknown": bundle.unknown(text),
+                }
+            )
+        return answers
+
+    def read(self, body: bytes) -> np.ndarray:
+        """Pixels of an uploaded picture."""
+        return read_picture(body, SIDE)
+
+    def describe(self, row: int) -> dict[str, Any]:
+        """An image with its captions."""
+        line = self.gallery.images.lines[row]
+        texts = self.gallery.texts.lines
+        captions = [texts[own]["caption"] for own in line["captions"]]
+        return {"row": row, "id": line["id"], "captions": captions, "picture": self.picture(row) is not None}
+
+    def picture(self, row: int) -> Path | None:
+        return self.gallery.picture(row)
+
+    def _image(self, hit: Hit) -> dict[str, Any]:
+        known = self.describe(hit.row)
+        return {**known, "captions": known["captions"][:1], "score": round(float(hit.score), 4)}
+
+    def _caption(self, hit: Hit) -> dict[str, Any]:
+        line = self.gallery.texts.lines[hit.row]
+        return {"row": hit.row, "caption": line["caption"], "item": line["image"], "score": round(float(hit.score), 4)}
+
+
+def open_state(path: Path, engine: str = "exact", rerank: int | str | None = None) -> State:
+    """A gallery whose answers are compiled and tried.
+
+    Raises:
+        XmodalError: as the gallery and the engine do.
+    """
+    gallery = Gallery(path)
+    searcher = Searcher(gallery, engine=engine, rerank=rerank)
+    for k in (10, 50, 1000):  # the numbers of candidates that can be scored at once
+        searcher.warm(k=k) if k == 10 else searcher.warm(most=1, k=k)
+    state = State(gallery, searcher)
+    if state.count and state.attends:
+        state.attend([(0, "a")])
+    return state
+
+
+class Live:
+    """The state that answers now. A gallery that is replaced on disk replaces it when it is ready, in one assignment.
+
+    Args:
+        path: the gallery.
+        open: makes a state of it.
+    """
+
+    def __init__(self, path: Path, open: Callable[[Path], State] = open_state):
+        self.path, self._open = path, open
+        self.state = open(path)
+        self.swaps = 0
+        self._refused = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="gallery", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK):
+            self.look()
+
+    def look(self) -> bool:
+        """Take up a gallery that has changed; whether one was taken up. A broken one leaves the old one in place."""
+        try:
+            found = bundles.read_manifest(self.path, FORMAT, VERSION, AGAIN)["sha256"]
+            if found in (self.state.gallery.fingerprint, self._refused):
+                return False
+            self._refused = found
+            self.state = self._open(self.path)
+            self.swaps += 1
+            print(f"serve: {self.path} has changed: {self.state.count:,} images now", file=sys.stderr, flush=True)
+            return True
+        except (XmodalError, OSError) as error:  # in the middle of being replaced, or damaged
+            print(f"serve: still the old gallery ({error})", file=sys.stderr, flush=True)
+            return False
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()

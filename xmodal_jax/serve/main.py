@@ -1,0 +1,70 @@
+"""`xmodal serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from xmodal_jax.errors import UsageError, require
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DRAIN = 10  # seconds that requests in flight get on SIGTERM
+
+
+def check_address(host: str, port: int, token: str | None) -> None:
+    """Raise a UsageError where the service may not or cannot listen."""
+    if host not in LOOPBACK and not token:
+        raise UsageError(
+            f"--host {host} opens the gallery to other machines; set a token in XMODAL_TOKEN, which clients send as "
+            "Authorization: Bearer TOKEN."
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"Port {port} of {host} cannot be used ({error}); choose another --port.") from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve a gallery until SIGTERM or Ctrl-C."""
+    for module in ("fastapi", "uvicorn", "PIL"):
+        require(module, "serve")
+    import uvicorn
+
+    from xmodal_jax.serve.app import ASSETS, make_app
+    from xmodal_jax.serve.batcher import Batcher
+    from xmodal_jax.serve.guard import Guard, Metrics
+    from xmodal_jax.serve.live import Live, open_state
+
+    token = os.environ.get("XMODAL_TOKEN") or None
+    check_address(args.host, args.port, token)
+    print(f"serve: opening {args.gallery} and compiling; the first query is then as fast as the others", flush=True)
+    live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank))
+    batcher, metrics = Batcher(most=args.queue), Metrics()
+    app: Any = make_app(live, batcher, metrics, deadline=args.deadline)
+    routes = frozenset(("/search", "/search/picture", "/attend", "/caption", "/healthz", "/metrics", *ASSETS))
+    guarded = Guard(app, metrics=metrics, routes=routes, token=token, loopback=args.host in LOOPBACK)
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"serve: {live.state.count:,} images at http://{shown}:{args.port}/ (Ctrl-C ends it)", flush=True)
+    config = uvicorn.Config(
+        guarded,
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=32_768,
+        ws="none",
+    )
+    uvicorn.Server(config).run()
+    batcher.close()
+    live.close()
+    print("serve: ended", flush=True)
+    return 0

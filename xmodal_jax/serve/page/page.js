@@ -1,0 +1,301 @@
+// The page of `xmodal serve`. Texts from the gallery only ever become text nodes, never markup.
+
+const $ = (id) => document.getElementById(id);
+const SHOWN = 8; // regions of a word that are outlined
+const state = { facts: null, token: sessionStorage.getItem("token") || "", turn: 0, query: "", open: null, asked: "" };
+
+function element(tag, options = {}, ...children) {
+  const { className, attributes = {}, ...rest } = options;
+  const node = Object.assign(document.createElement(tag), rest);
+  if (className) node.className = className;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+class Refused extends Error {}
+
+async function call(path, options = {}) {
+  const headers = { ...(options.headers || {}) };
+  if (state.token) headers.authorization = `Bearer ${state.token}`;
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch {
+    throw new Refused("The service does not answer. Is it still running?");
+  }
+  if (response.status === 401) {
+    $("gate").hidden = false;
+    $("token").focus();
+  }
+  if (!response.ok) {
+    const detail = await response.json().then((body) => body.detail, () => response.statusText);
+    throw new Refused(response.status === 429 ? "The service is busy. Try again in a moment." : String(detail));
+  }
+  return response;
+}
+
+const post = (path, body) =>
+  call(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).then((r) => r.json());
+
+function say(message, error = "") {
+  $("message").textContent = message;
+  $("error").textContent = error;
+  $("error").hidden = !error;
+}
+
+async function source(row) {
+  const path = `/items/${row}/picture`;
+  if (!state.token) return path;
+  return URL.createObjectURL(await (await call(path)).blob()); // an <img> cannot send a token
+}
+
+async function fill(image, row) {
+  try {
+    image.src = await source(row);
+  } catch {
+    image.remove();
+  }
+}
+
+// Ranked pictures
+
+function blanks(count) {
+  const card = () => element("li", { className: "blank", attributes: { "aria-hidden": "true" } },
+    element("div", { className: "frame" }), element("div", { className: "under" }));
+  $("hits").replaceChildren(...Array.from({ length: Math.min(count, 12) }, card));
+  $("hits").setAttribute("aria-busy", "true");
+}
+
+function card(hit, index) {
+  const frame = element("span", { className: "frame" });
+  if (hit.picture) {
+    const image = element("img", { alt: "", loading: "lazy" });
+    image.addEventListener("error", () => frame.replaceChildren("the picture is gone"));
+    frame.append(image);
+    fill(image, hit.row);
+  } else frame.append(hit.id);
+  const caption = hit.captions[0] || hit.id;
+  const under = element("span", { className: "under" },
+    element("span", { className: "rank" }, element("span", {}, `${index + 1}`), element("span", {}, hit.score.toFixed(3))),
+    element("span", { className: "caption" }, caption));
+  const button = element("button", { className: "hit", type: "button", attributes: { "aria-label": `${index + 1}. ${caption}` } }, frame, under);
+  button.addEventListener("click", () => show(hit, state.query));
+  return element("li", {}, button);
+}
+
+async function search(text) {
+  const turn = ++state.turn;
+  text = text.trim();
+  $("asked").hidden = true;
+  if (!text) {
+    $("hits").replaceChildren();
+    return say("Write what the picture should show.");
+  }
+  state.query = text;
+  history.replaceState(null, "", `#q=${encodeURIComponent(text)}`);
+  const k = Number($("k").value);
+  say("Searching…");
+  blanks(k);
+  const began = performance.now();
+  try {
+    const answer = await post("/search", { text, k });
+    if (turn !== state.turn) return; // a newer question has been asked
+    $("hits").replaceChildren(...answer.hits.map(card));
+    const strange = answer.unknown.length ? ` Not in the vocabulary: ${answer.unknown.join(", ")}.` : "";
+    const count = answer.hits.length;
+    say(count ? `${count} pictures in ${Math.round(performance.now() - began)} ms.${strange}` : `This gallery has no pictures.${strange}`);
+  } catch (error) {
+    if (turn !== state.turn) return;
+    $("hits").replaceChildren();
+    say("", error.message);
+  } finally {
+    if (turn === state.turn) $("hits").setAttribute("aria-busy", "false");
+  }
+}
+
+// One picture
+
+function captions(list, hits, pick) {
+  const line = (hit, index) => {
+    const button = element("button", { type: "button" }, hit.caption);
+    button.addEventListener("click", () => pick(hit, button));
+    return element("li", { className: hit.own ? "own" : "" }, element("span", { className: "number" }, `${index + 1}`), button,
+      element("span", { className: "score" }, hit.score.toFixed(3)));
+  };
+  list.replaceChildren(...hits.map(line));
+}
+
+async function show(hit, query) {
+  state.open = hit.row;
+  $("detail-title").textContent = hit.id;
+  $("boxes").replaceChildren();
+  $("look").hidden = true;
+  $("written").hidden = true;
+  $("captions").replaceChildren();
+  $("captions-note").textContent = "Ranking…";
+  const image = $("picture");
+  image.hidden = !hit.picture;
+  $("stage").classList.toggle("sheet", !hit.picture);
+  image.removeAttribute("src");
+  image.alt = hit.captions[0] ? `Picture: ${hit.captions[0]}` : "Picture";
+  if (hit.picture) fill(image, hit.row);
+  if (!$("detail").open) $("detail").showModal();
+  if (query) look(hit.row, query);
+  try {
+    const answer = await post("/search", { item: hit.row, k: 20 });
+    if (state.open !== hit.row) return;
+    captions($("captions"), answer.hits, (own, button) => {
+      for (const other of $("captions").querySelectorAll("[aria-current]")) other.removeAttribute("aria-current");
+      button.setAttribute("aria-current", "true");
+      look(hit.row, own.caption);
+    });
+    const own = answer.hits.filter((one) => one.own).length;
+    $("captions-note").textContent = answer.hits.length
+      ? `${own ? "Green: written for this picture. " : ""}${state.facts.attention ? "Choose one to see what its words look at." : ""}`
+      : "This gallery has no captions.";
+  } catch (error) {
+    if (state.open === hit.row) $("captions-note").textContent = error.message;
+  }
+}
+
+function draw(boxes, weights) {
+  const svg = $("boxes");
+  const make = (name, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const top = Math.max(...weights, 1e-9);
+  const order = weights.map((weight, index) => [weight, index]).sort((a, b) => b[0] - a[0]).slice(0, SHOWN);
+  const place = ([x1, y1, x2, y2]) => ({ x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
+  const mask = make("mask", { id: "clear" });
+  mask.append(make("rect", { x: 0, y: 0, width: 1, height: 1, fill: "white" }));
+  const outlines = [];
+  for (const [weight, index] of order.reverse()) {
+    const strength = weight / top;
+    if (strength < 0.05) continue;
+    mask.append(make("rect", { ...place(boxes[index]), fill: "black", "fill-opacity": strength }));
+    outlines.push(make("rect", { ...place(boxes[index]), class: "outline", "stroke-width": 1 + 2 * strength, "stroke-opacity": 0.25 + 0.75 * strength }));
+  }
+  const fog = make("rect", { x: 0, y: 0, width: 1, height: 1, class: "fog", "fill-opacity": 0.62, mask: "url(#clear)" });
+  svg.replaceChildren(mask, fog, ...outlines);
+}
+
+async function look(row, text) {
+  if (!state.facts?.attention) return;
+  try {
+    const answer = await post("/attend", { item: row, text });
+    if (state.open !== row) return;
+    const buttons = answer.words.map((word, index) => {
+      const strange = answer.unknown.includes(word);
+      const button = element("button", { className: `word${strange ? " strange" : ""}`, type: "button", attributes: { "aria-pressed": "false" } }, word);
+      if (strange) button.title = "not in the vocabulary";
+      const choose = () => {
+        for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+        draw(answer.boxes, answer.weights[index]);
+        const top = Math.max(...answer.weights[index]);
+        $("look-note").textContent = `“${word}” gives ${Math.round(100 * top)} % of its attention to its first region.`;
+      };
+      for (const event of ["mouseenter", "focus", "click"]) button.addEventListener(event, choose);
+      return button;
+    });
+    $("words").replaceChildren(...buttons);
+    $("boxes").replaceChildren();
+    $("look-note").textContent = `Score ${answer.score.toFixed(3)}. Point at a word, or reach it with Tab.`;
+    $("look").hidden = false;
+  } catch (error) {
+    $("look").hidden = false;
+    $("words").replaceChildren();
+    $("look-note").textContent = error.message;
+  }
+}
+
+// A picture of one's own
+
+async function give(file) {
+  if (!file) return;
+  const turn = ++state.turn;
+  $("hits").replaceChildren();
+  if (file.size > 10_000_000) return say("", "This file is larger than 10 MB.");
+  say(`Looking at ${file.name}…`);
+  $("asked").hidden = true;
+  try {
+    const response = await call("/search/picture?k=20", { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file });
+    const answer = await response.json();
+    if (turn !== state.turn) return;
+    URL.revokeObjectURL(state.asked);
+    state.asked = URL.createObjectURL(file);
+    $("asked-picture").src = state.asked;
+    captions($("asked-captions"), answer.hits, (own) => {
+      $("text").value = own.caption;
+      search(own.caption);
+    });
+    $("asked").hidden = false;
+    say("Captions of the gallery, best first. Choose one to search pictures with it.");
+  } catch (error) {
+    if (turn === state.turn) say("", error.message);
+  }
+}
+
+// Wiring
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  search($("text").value);
+});
+$("k").addEventListener("change", () => state.query && search(state.query));
+$("close").addEventListener("click", () => $("detail").close());
+$("detail").addEventListener("click", (event) => event.target === $("detail") && $("detail").close());
+$("detail").addEventListener("close", () => { state.open = null; });
+$("file").addEventListener("change", (event) => give(event.target.files[0]));
+$("gate").addEventListener("submit", (event) => {
+  event.preventDefault();
+  state.token = $("token").value;
+  sessionStorage.setItem("token", state.token);
+  $("gate").hidden = true;
+  start();
+});
+for (const name of ["dragenter", "dragover"]) document.addEventListener(name, (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+});
+for (const name of ["dragleave", "drop"]) document.addEventListener(name, (event) => {
+  event.preventDefault();
+  if (name === "drop" || !event.relatedTarget) $("drop").classList.remove("over");
+  if (name === "drop" && state.facts?.pixels) give(event.dataTransfer.files[0]);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName) && !$("detail").open) {
+    event.preventDefault();
+    $("text").focus();
+    $("text").select();
+  }
+  const cards = [...document.querySelectorAll(".hit")];
+  const here = cards.indexOf(document.activeElement);
+  if (here < 0) return;
+  const columns = getComputedStyle($("hits")).gridTemplateColumns.split(" ").length;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  cards[Math.min(Math.max(here + step, 0), cards.length - 1)].focus();
+});
+
+async function start() {
+  try {
+    state.facts = await (await call("/healthz")).json();
+    const { data, system, images, captions: texts } = state.facts;
+    $("facts").textContent = `${images.toLocaleString("en")} pictures and ${texts.toLocaleString("en")} captions of ${data}, ranked by ${system}`;
+    $("drop").hidden = !state.facts.pixels;
+    const query = new URLSearchParams(location.hash.slice(1)).get("q");
+    if (query) {
+      $("text").value = query;
+      search(query);
+    } else if (matchMedia("(pointer: fine)").matches) $("text").focus();
+  } catch (error) {
+    $("facts").textContent = "";
+    say("", error.message);
+  }
+}
+
+start();
