@@ -75,9 +75,9 @@ def test_both_directions_find_what_scoring_everything_finds(which, rerank, reque
 
 def test_candidates_are_the_coarse_best(scans):
     searcher = Searcher(scans, rerank=4)
-    assert [searcher.depth(k) for k in (3, 9)] == [4, 9]
-    assert Searcher(scans).depth(3) == 100
-    assert Searcher(scans).depth(30) == 300
+    assert [searcher.depth(scans.images, k) for k in (3, 9)] == [4, 9]
+    assert [Searcher(scans).depth(side, 3) for side in (scans.images, scans.texts)] == [100, 500]
+    assert Searcher(scans).depth(scans.images, 30) == 300
     query = searcher._texts(TEXTS[:1])
     _, coarse = engines.Exact(scans.images.coarse).search(query.vectors, 4)
     hits = searcher.by_text(TEXTS[:1], 4)[0]

@@ -25,7 +25,9 @@ from xmodal_jax.inference.gallery import CACHE, Gallery, Side, pooled
 from xmodal_jax.inference.matcher import WORDS, Bundle, Embedding, take
 
 CHARACTERS, MOST = 2000, 1000  # of a query; of hits
-DEPTH = 100  # candidates that are re-ranked at least
+# Candidates that are re-ranked at least: pooled regions find captions less well than pooled words find images, and are
+# cheaper to score with them (docs/performance.md).
+DEPTH = {"images": 100, "texts": 500}
 WARMED = 100_000  # captions whose lengths are looked at for shapes to compile
 PARTS = (128, 512, 1024)  # candidates scored in one call: few numbers, for each is a compilation
 PART = PARTS[-1]
@@ -55,8 +57,8 @@ class Searcher:
     Args:
         gallery: what to search.
         engine: "exact", "faiss" or "qdrant[:LOCATION]".
-        rerank: how many of the engine's best are scored in full, or "all"; by default at least 100 and ten times k
-            where scores are no inner products, else none.
+        rerank: how many of the engine's best are scored in full, or "all"; by default at least 100 images or 500
+            captions, and ten times k, where scores are no inner products, else none.
 
     Raises:
         UsageError: no such engine, or it is not installed.
@@ -143,7 +145,7 @@ class Searcher:
                 self.rank(self.gallery.images, self._query(embed(self.bundle), embed), k)
         texts, image = self.gallery.texts, self.stored(self.gallery.images, np.array([0]))
         self.by_image(0, k)
-        depth = min(self.depth(k), len(texts))
+        depth = min(self.depth(texts, k), len(texts))
         if not depth:
             return
         widths = self.bundle.words([leaf[:WARMED] for leaf in self._leaves(texts)])
@@ -179,12 +181,12 @@ class Searcher:
         """Items of the gallery as queries."""
         return Query(side.take(rows), np.asarray(side.vectors[rows], np.float32))
 
-    def depth(self, k: int) -> int:
-        """How many candidates are scored in full for k hits; 0: none."""
+    def depth(self, side: Side, k: int) -> int:
+        """How many candidates of a side are scored in full for k hits; 0: none."""
         if self.rerank == "all":
             return max(len(self.gallery.images), len(self.gallery.texts))
         if self.rerank is None:
-            return 0 if self.gallery.dot is not None else max(DEPTH, 10 * k)
+            return 0 if self.gallery.dot is not None else max(DEPTH[side.name], 10 * k)
         return max(int(self.rerank), k)
 
     def engine_of(self, side: Side) -> engines.Engine:
@@ -205,7 +207,7 @@ class Searcher:
         Args:
             depth: how many are scored in full, 0 for none; where it reaches all, no engine is asked.
         """
-        depth = self.depth(k) if depth is None else depth
+        depth = self.depth(side, k) if depth is None else depth
         scores: Any = []
         if depth >= max(len(side), 1):
             rows: Any = [np.arange(len(side))] * len(query.vectors)
