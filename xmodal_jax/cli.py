@@ -274,15 +274,15 @@ def add_bench(verbs) -> None:
         "what",
         nargs="?",
         default="all",
-        choices=["all", "kernels", "step", "eval", "batch", "scaling", "pipeline", "search"],
+        choices=["all", "kernels", "step", "eval", "batch", "scaling", "pipeline", "search", "load"],
         help="kernels: scores and losses; step: a training step; eval: scores and ranks of a test set; batch: the "
         "largest batch in 4 GiB; all (default): these four; scaling: against batch and gallery size; pipeline: MB/s of "
-        "36 x 2048 float16 regions from disk; search: 10 of 100,000 vectors",
+        "36 x 2048 float16 regions from disk; search: 10 of 100,000 vectors; load: the service on 100,000 images",
     )
     parser.add_argument("--only", metavar="NAMES", help="rows to measure, separated by commas")
     parser.add_argument("--plot", type=Path, help="scaling: draw the rows to this picture")
     parser.add_argument("--images", type=int, default=1500, help="pipeline: records in the temporary set, 147 kB each")
-    parser.add_argument("--seconds", type=float, default=10.0, help="pipeline: how long to read")
+    parser.add_argument("--seconds", type=float, default=10.0, help="pipeline, load: how long each")
     parser.add_argument("--json", type=Path, help="also write the rows here")
 
 

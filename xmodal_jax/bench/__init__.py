@@ -121,6 +121,11 @@ def main(args: argparse.Namespace) -> int:
                     f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
                 )
             )
+    elif args.what == "load":
+        from xmodal_jax.bench.load import bench_load
+
+        rows = bench_load(args.seconds)
+        print("\n".join("  ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
     elif args.what == "pipeline":
         from xmodal_jax.bench.pipeline import bench_pipeline
 

@@ -19,7 +19,8 @@ from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 
 Embedding = Any  # an array [N, D], or {name: array [N, ...]} where an item has several parts
 AGAIN = "export it again with `xmodal export`, or fetch it again"
-BATCH = 256  # items encoded at a time
+SIZES = (1, 4, 16, 32, 64, 128, 256)  # numbers of items that are encoded: few shapes, each is a compilation
+BATCH = SIZES[-1]
 PAIRS = 1 << 14  # scored at a time where items have parts
 WORDS = 8  # captions are scored at widths that are multiples of it, and encoded at it times 1, 2, 4 ...: few shapes
 
@@ -147,7 +148,7 @@ class Bundle:
         function = self._function("encode_text")
         pieces = []
         for own in _batches(order):
-            width = min(_power(int(lengths[own].max(initial=1)), 2, WORDS), max(self.lengths))
+            width = min(_doubled(int(lengths[own].max(initial=1))), max(self.lengths))
             real = (np.arange(width) < lengths[own][:, None]) & (own >= 0)[:, None]
             token = np.zeros((len(own), width), np.int32)
             part = ids[own, :width]
@@ -360,16 +361,14 @@ def _round(size: int, most: int) -> int:
     return max(min(-(-size // WORDS) * WORDS, most), 1)
 
 
-def _power(least: int, base: int, start: int = 1) -> int:
-    """The first of start, start * base, start * base * base ... that is not below ``least``."""
-    while start < least:
-        start *= base
-    return start
+def _doubled(least: int) -> int:
+    """The first of 8, 16, 32 ... that is not below ``least``."""
+    return WORDS << max(-(-least // WORDS) - 1, 0).bit_length()
 
 
 def _batches(order: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
-    """Parts of ``order``, padded with -1 to ``size``, or to a power of four where one part is enough: few shapes."""
-    size = min(size, _power(len(order), 4))
+    """Parts of ``order``, padded with -1 to ``size``, or to one of :data:`SIZES` where one part is enough."""
+    size = min(size, next((own for own in SIZES if len(order) <= own), size))
     for start in range(0, len(order), size):
         own = order[start : start + size]
         yield np.concatenate([own, np.full(size - len(own), -1, own.dtype)])
