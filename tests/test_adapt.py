@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from test_vse_golden import layout, lookup
 
 from xmodal_jax import losses, schedules
+from xmodal_jax.convert import systems
 from xmodal_jax.models.adapt import Conditioner, Filtered, Model
 from xmodal_jax.optim import make_optimiser
 from xmodal_jax.pairwise import Block, pairwise
@@ -35,24 +36,7 @@ def config(arg):
 
 
 def names(direction):
-    side = {"t2i": "img", "i2t": "txt"}[direction]
-    gru = {"input": "weight_ih", "recurrent": "weight_hh", "input_bias": "bias_ih", "recurrent_bias": "bias_hh"}
-    return {
-        ("image_encoder", "kernel"): "img_enc.fc.weight",
-        ("image_encoder", "bias"): "img_enc.fc.bias",
-        ("embed", "embedding"): "txt_enc.embed.embed.weight",
-        FIXED: "txt_enc.embed.glove.weight",
-        **{
-            ("text_encoder", way, ours): f"txt_enc.rnn.{theirs}_l0{suffix}"
-            for way, suffix in (("forward", ""), ("backward", "_reverse"))
-            for ours, theirs in gru.items()
-        },
-        **{
-            ("conditioner", ours, kind): f"similarity.adapt_{side}.fc_{ours}.0.{theirs}"
-            for ours in ("gamma", "beta")
-            for kind, theirs in (("kernel", "weight"), ("bias", "bias"))
-        },
-    }
+    return {tuple(ours.split("/")): theirs for ours, theirs in systems.adapt_names(direction).items()}
 
 
 def tree(prefix, table):

@@ -12,26 +12,13 @@ from conftest import GOLDEN
 from test_vse_golden import layout, lookup
 
 from xmodal_jax import losses, similarity
+from xmodal_jax.convert import systems
 from xmodal_jax.models.scan import Model
 from xmodal_jax.pairwise import Block, pairwise
 from xmodal_jax.types import Fragments, Images, Texts
 
 POOLS = {"LogSumExp": "lse", "Mean": "mean", "Sum": "sum", "Max": "max"}
-NAMES = {
-    ("image_encoder", "kernel"): "img/fc.weight",
-    ("image_encoder", "bias"): "img/fc.bias",
-    ("embed", "embedding"): "txt/embed.weight",
-    **{
-        ("text_encoder", direction, ours): f"txt/rnn.{theirs}_l0{suffix}"
-        for direction, suffix in (("forward", ""), ("backward", "_reverse"))
-        for ours, theirs in (
-            ("input", "weight_ih"),
-            ("recurrent", "weight_hh"),
-            ("input_bias", "bias_ih"),
-            ("recurrent_bias", "bias_hh"),
-        )
-    },
-}
+NAMES = {tuple(ours.split("/")): theirs for ours, theirs in systems.SCAN.items()}
 
 
 def options(variant):

@@ -12,6 +12,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="requests are made by 
 
 import hypothesis  # noqa: E402
 from hypothesis import HealthCheck  # noqa: E402
+from hypothesis.errors import Unsatisfiable  # noqa: E402
 
 from xmodal_jax.serve import guard  # noqa: E402
 from xmodal_jax.serve.app import make_app  # noqa: E402
@@ -45,7 +46,10 @@ def test_no_request_is_a_server_error(app):
             strategy = operation.as_strategy(generation_mode=mode)
 
             @hypothesis.settings(
-                max_examples=share, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+                max_examples=share,
+                deadline=None,
+                database=None,
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
             )
             @hypothesis.given(case=strategy)
             def ask(case):
@@ -55,9 +59,9 @@ def test_no_request_is_a_server_error(app):
                 if answer.status_code not in (200, 404, 405):
                     assert answer.json()["detail"]
 
-            with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # a path that takes nothing has nothing wrong
+            with contextlib.suppress(Unsatisfiable):  # a path that takes nothing has nothing wrong
                 ask()
     print(dict(seen))
     assert sum(seen.values()) >= REQUESTS
-    assert seen[200] >= 20
-    assert seen[422] >= 50
+    assert seen[200] >= REQUESTS / 100
+    assert seen[422] >= REQUESTS / 40

@@ -10,22 +10,15 @@ import pytest
 from conftest import GOLDEN
 
 from xmodal_jax import losses, similarity
+from xmodal_jax.convert import systems
 from xmodal_jax.models.vse import Model
 from xmodal_jax.types import Images, Texts
 
-NAMES = {  # our parameter path -> the original's name; matrices are transposed
-    ("image_encoder", "kernel"): "img/fc.weight",
-    ("image_encoder", "bias"): "img/fc.bias",
-    ("text_encoder", "embed", "embedding"): "txt/embed.weight",
-    ("text_encoder", "forward", "input"): "txt/rnn.weight_ih_l0",
-    ("text_encoder", "forward", "recurrent"): "txt/rnn.weight_hh_l0",
-    ("text_encoder", "forward", "input_bias"): "txt/rnn.bias_ih_l0",
-    ("text_encoder", "forward", "recurrent_bias"): "txt/rnn.bias_hh_l0",
-}
+NAMES = {tuple(ours.split("/")): theirs for ours, theirs in systems.VSEPP.items()}
 
 
 def layout(path, array):
-    return array if array.ndim == 1 or path[-1] == "embedding" else array.T
+    return systems.layout(path[-1], array)
 
 
 def unflatten(arrays, prefix):

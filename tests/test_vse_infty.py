@@ -13,44 +13,20 @@ from conftest import GOLDEN
 from flax.traverse_util import unflatten_dict
 
 from xmodal_jax import losses, step
+from xmodal_jax.convert import systems
 from xmodal_jax.layers.gpo import GPO, position_code, sorted_sum
 from xmodal_jax.models.vse_infty import Model, survivors, touch_words
 from xmodal_jax.types import Batch, Images, Texts
 
-WEIGHTS = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-GRU_WEIGHTS = {
-    f"{direction}/{ours}": f"{theirs}_l0{suffix}"
-    for direction, suffix in (("forward", ""), ("backward", "_reverse"))
-    for ours, theirs in zip(
-        ("input", "recurrent", "input_bias", "recurrent_bias"),
-        ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
-        strict=True,
-    )
+NAMES, STATS = systems.VSE_INFTY, systems.VSE_INFTY_STATS
+POOL = {
+    ours.removeprefix("pool/"): theirs.removeprefix("gpool.") for ours, theirs in systems.pool("pool", "gpool").items()
 }
-POOL = {f"gru/{ours}": f"gru.{theirs}" for ours, theirs in GRU_WEIGHTS.items()} | {"linear/kernel": "linear.weight"}
-
-
-def layer(ours, theirs, leaves):
-    return {f"{ours}/{leaf}": f"{theirs}.{WEIGHTS[leaf]}" for leaf in leaves}
-
-
-NAMES = {  # our parameter path -> the original's name; matrices are transposed
-    **layer("image_linear", "img/fc", ("kernel", "bias")),
-    **layer("image_mlp/hidden", "img/mlp.layers.0", ("kernel", "bias")),
-    **layer("image_mlp/norm", "img/mlp.bns.0", ("scale", "bias")),
-    **layer("image_mlp/out", "img/mlp.layers.1", ("kernel", "bias")),
-    "embed/embedding": "txt/embed.weight",
-    **{f"text_gru/{ours}": f"txt/rnn.{theirs}" for ours, theirs in GRU_WEIGHTS.items()},
-    **{f"image_pool/{ours}": f"img/gpool.{theirs}" for ours, theirs in POOL.items()},
-    **{f"text_pool/{ours}": f"txt/gpool.{theirs}" for ours, theirs in POOL.items()},
-}
-STATS = layer("image_mlp/norm", "img/mlp.bns.0", ("mean", "var"))
 
 
 def tree(arrays, prefix, names) -> Any:
     flat = {ours: jnp.asarray(arrays[prefix + theirs]) for ours, theirs in names.items()}
-    flat = {path: x if x.ndim == 1 or path == "embed/embedding" else x.T for path, x in flat.items()}
-    return unflatten_dict(flat, sep="/")
+    return unflatten_dict({path: systems.layout(path, x) for path, x in flat.items()}, sep="/")
 
 
 def check_tree(ours, arrays, prefix, names):

@@ -1,0 +1,197 @@
+"""`xmodal convert`: a checkpoint of the original authors' PyTorch code as a bundle of ours, without PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from xmodal_jax import bundle, export, setup
+from xmodal_jax.checkpoint import flat
+from xmodal_jax.convert import pth, systems, words
+from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.errors import CheckpointError
+from xmodal_jax.matcher import Matcher
+from xmodal_jax.types import Batch, Config
+
+REPOSITORIES = {
+    "vsepp": "fartashf/vsepp",
+    "scan": "kuanghuei/SCAN",
+    "vse_infty": "woodfrog/vse_infty",
+    "adapt": "jwehrmann/retrieval.pytorch",
+}
+
+
+class Converted(NamedTuple):
+    """A checkpoint as our parts."""
+
+    config: Config
+    model: Matcher
+    variables: Any
+    vocabulary: Vocabulary | None  # None: captions come as the original's token ids
+    features: export.Features
+    notes: list[str]  # sentences that its user should know
+    mapped: dict[str, str]  # our parameter -> the original's tensor
+    unused: list[str]  # tensors that no use of the model reads
+    options: dict[str, Any]  # what it was trained with
+    result: str  # what the checkpoint says of its own quality
+
+
+def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converted:
+    """Read the checkpoint of a system, "vsepp", "scan", "vse_infty" or "adapt".
+
+    Args:
+        vocabulary: a file of the words that it was trained with, see :func:`xmodal_jax.convert.words.read_words`.
+
+    Raises:
+        CheckpointError: a file that is damaged or refused, options without a model here, tensors that are missing, left
+            over, not finite or of another shape, or a vocabulary of another size.
+    """
+    tree = pth.read(path)
+    try:
+        state, options = systems.split(system, tree)
+        recipe = systems.SYSTEMS[system](state, options)
+        names = {
+            **{f"params/{own}": theirs for own, theirs in recipe.params.items()},
+            **{f"batch_stats/{own}": theirs for own, theirs in recipe.stats.items()},
+        }
+        unused = check_names(state, names, recipe.unused)
+        check_values(state, names)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    own, order = None, None
+    if vocabulary is not None:
+        own, order = words.match(words.read_words(vocabulary), recipe.vocabulary, vocabulary)
+    model = setup.make_model(recipe.config, own or words.nameless(recipe.vocabulary))
+    features: export.Features = {recipe.config.model.feature: recipe.feature}
+    arrays = {name: arrange(name, state[theirs], order) for name, theirs in names.items()}
+    check_shapes(arrays, wanted(model, features), names, path)
+    notes = list(recipe.notes)
+    if own is None:
+        notes.append("without --vocab the bundle takes the token ids of the original's vocabulary, and no sentences")
+    elif order != sorted(order or []):
+        notes.append(
+            "the rows of the word tables were moved, since the original has <start>, <end> and <unk> elsewhere"
+        )
+    return Converted(
+        recipe.config,
+        model,
+        unflatten_dict(arrays, sep="/"),
+        own,
+        features,
+        notes,
+        names,
+        unused,
+        options.values,  # type: ignore[arg-type]
+        result_of(tree),
+    )
+
+
+def check_names(state: systems.State, names: dict[str, str], unused: str) -> list[str]:
+    """Hold the tensors of the checkpoint against those that are read; returns the ones that nothing needs."""
+    idle = [name for name in state if re.fullmatch(unused, name)]
+    missing = sorted(set(names.values()) - set(state))
+    left = sorted(set(state) - set(names.values()) - set(idle))
+    if missing or left:
+        told = [
+            f"{what} {', '.join(own[:8])}{f' and {len(own) - 8} more' if len(own) > 8 else ''}"
+            for what, own in (("lacks", missing), ("has, left over,", left))
+            if own
+        ]
+        raise CheckpointError(
+            f"the checkpoint {' and '.join(told)}; it is of another system, or of a variant that is not read."
+        )
+    return idle
+
+
+def check_values(state: systems.State, names: dict[str, str]) -> None:
+    for name in names.values():
+        if state[name].dtype.kind != "f":
+            raise CheckpointError(f"tensor {name} holds {state[name].dtype} and no numbers with a fraction.")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(state[name].astype(np.float32)).all()
+        if not finite:
+            raise CheckpointError(f"tensor {name} is not finite as float32; take an earlier checkpoint.")
+
+
+def arrange(name: str, array: np.ndarray, order: list[int] | None) -> jax.Array:
+    """An original's tensor as our parameter ``name``, the rows of a word table in the order of our vocabulary."""
+    array = systems.layout(name, array)
+    if order is not None and name.endswith("embedding"):
+        array = np.concatenate([array[order], array[len(order) :]])
+    return jnp.asarray(array, jnp.float32)
+
+
+def wanted(model: Matcher, features: export.Features) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters and running statistics of the model."""
+    batch = Batch(*export.example_of(features, 4, 8))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    return {name: leaf.shape for name, leaf in flat(jax.eval_shape(model.init, keys, batch)).items()}
+
+
+def check_shapes(
+    arrays: dict[str, jax.Array], shapes: dict[str, tuple[int, ...]], names: dict[str, str], path: Path
+) -> None:
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: tensor {names[name]} becomes {list(arrays[name].shape)}, the model wants {list(shape)}; its "
+                "parts do not belong together."
+            )
+
+
+def result_of(tree: dict[str, Any]) -> str:
+    """The checkpoint's own figures, as a sentence."""
+    best, epoch = tree.get("best_rsum", tree.get("rsum")), tree.get("epoch")
+    if isinstance(best, bool) or not isinstance(best, int | float):
+        return "The checkpoint names no figures of its own."
+    when = f", saved with epoch {epoch}" if isinstance(epoch, int) else ""
+    return f"The checkpoint's own note: best rsum on dev {best:.1f}{when}."
+
+
+def report(made: Converted, path: Path) -> str:
+    """What became of the checkpoint, as text."""
+    leaves = flat(made.variables)
+    lines = [f"{path}: {made.result}"]
+    lines += [f"  {theirs} -> {own} {list(leaves[own].shape)}" for own, theirs in made.mapped.items()]
+    lines.append(f"{len(made.mapped)} tensors read, nothing left over")
+    if made.unused:
+        lines.append(f"{len(made.unused)} that using the model does not need: {', '.join(made.unused)}")
+    lines.append(f"options: {json.dumps(made.options, default=lambda value: type(value).__name__)}")
+    lines += [f"note: {note}" for note in made.notes]
+    lines.append("no code in the file was executed")
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> int:
+    """`xmodal convert`: read the checkpoint, say what became of it, write the bundle."""
+    made = convert(args.system, args.checkpoint, args.vocab)
+    print(report(made, args.checkpoint))
+    digest = bundle.sha256(args.checkpoint)
+    notes = "".join(f" Note: {note}." for note in made.notes)
+    data = str(made.options.get("data_name", ""))
+    export.write(
+        args.out,
+        config=made.config,
+        model=made.model,
+        variables=made.variables,
+        vocabulary=made.vocabulary,
+        features=made.features,
+        card=export.Card(
+            f"Converted by xmodal_jax from `{args.checkpoint.name}` (SHA-256 {digest}), a checkpoint of the code of "
+            f"{REPOSITORIES[args.system]}.{notes}",
+            data if re.fullmatch(r"[\w-]{1,40}", data) else "not named in the checkpoint",
+            export.commit(),
+            f"{made.result} Nothing was measured here.",
+        ),
+    )
+    print(f"{args.out}: bundle written")
+    print(f"next: python -c 'import xmodal_jax; m = xmodal_jax.load(\"{args.out}\"); print(m)'")
+    return 0
