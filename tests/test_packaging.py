@@ -212,7 +212,7 @@ def test_demo_command_runs_where_it_is_called(checkout, tmp_path):
     done = bash(f"bash {shlex.quote(str(checkout))}/launch/demo.sh --tiny --workdir 'my demo'", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     pip, demo = calls(checkout)
-    assert pip[-1] == ".[train]"
+    assert pip[-1] == ".[train,serve]"
     assert demo == [str(tmp_path), "demo", "--tiny", "--workdir", "my demo"]
 
 

@@ -257,6 +257,25 @@ def test_a_reader_that_dies_or_lies_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pth, "CHILD", "xmodal_jax.no_such_module")
     with pytest.raises(CheckpointError, match=r"its reader failed \(exit code 1\)"):
         pth.read(path)
+    cases = (
+        (-9, "{}", 9, r"more than 60 s or more memory than there is"),
+        (1, "{}", 9, r"failed \(exit code 1\)"),
+        (0, None, 9, r"failed \(exit code 0\)"),
+        (0, "[[[[]]]]", 3, r"failed \(exit code 0\)"),
+        (0, "{]", 9, r"answer makes no sense"),
+        (0, "[]", 9, r"answer makes no sense"),
+    )
+    for code, answer, most, says in cases:
+
+        def fake(command, *, cwd, code=code, answer=answer, **_):
+            if answer is not None:
+                (cwd / "answer.json").write_text(answer)
+            return subprocess.CompletedProcess(command, code)
+
+        monkeypatch.setattr(pth, "ANSWER", most)
+        monkeypatch.setattr(pth.subprocess, "run", fake)
+        with pytest.raises(CheckpointError, match=says):
+            pth.read(path)
     (tmp_path / "tensors").write_bytes(bytes(8))
     for told in (["f4", 2, [3], [1]], ["f4", 3, [3], [1]], ["O8", 1, [1], [1]], ["f4", 2, [2, 3], [-1, 1]]):
         with pytest.raises(ValueError, match=r"numbers for the shape|an array of type"):

@@ -5,6 +5,8 @@ import struct
 import zlib
 from typing import Any, NamedTuple
 
+import numpy as np
+
 MAGIC = 0x1950A86A20F9469CFC6C
 SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
 NUMBERS = {"0": struct.pack("<6f", *range(6))}  # of one storage
@@ -139,3 +141,30 @@ def stream(
     head = b"".join(map(run, (magic, version, system, value, list(storages) if keys is None else keys)))
     sizes = sizes or {}
     return head + b"".join(struct.pack("<q", len(own) // sizes.get(key, 4)) + own for key, own in storages.items())
+
+
+class Tensors:
+    """Tensors of a file as they are asked for, each with a storage of its own."""
+
+    def __init__(self):
+        self.storages: dict[str, bytes] = {}
+        self.sizes: dict[str, int] = {}
+
+    def __call__(self, array: np.ndarray) -> Raw:
+        key = str(len(self.storages))
+        kind = {"f4": "FloatStorage", "f8": "DoubleStorage", "i8": "LongStorage"}[array.dtype.str[1:]]
+        self.storages[key], self.sizes[key] = array.tobytes(), array.itemsize
+        strides = tuple(step // array.itemsize for step in array.strides)
+        return tensor(array.shape, strides, 0, storage(key, array.size, kind))
+
+    def state(self, arrays: dict[str, np.ndarray]) -> Raw:
+        return ordered({own: self(np.ascontiguousarray(array)) for own, array in arrays.items()})
+
+
+def addict(value: Any) -> Any:
+    """Options as ADAPT's trainer saves them."""
+    if not isinstance(value, dict):
+        return value
+    return Raw(
+        name("addict.addict", "Dict") + b")\x81" + fill({key: addict(item) for key, item in value.items()}) + b"}b"
+    )

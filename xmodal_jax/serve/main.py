@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def main(args: argparse.Namespace) -> int:
         h11_max_incomplete_event_size=32_768,
         ws="none",
     )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has drained
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run()
     batcher.close()
     live.close()
