@@ -311,10 +311,13 @@ def test_sigterm_finishes_what_is_in_flight(folder, tmp_path):
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 200
-        while "images at http" not in log.read_text():
+        ready = False
+        while not ready:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until
             time.sleep(0.2)
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
+                ready = True
         answers = []
 
         def ask():
@@ -329,6 +332,7 @@ def test_sigterm_finishes_what_is_in_flight(folder, tmp_path):
         for asker in askers:
             asker.start()
         while not re.search(r'"path": "/search"', log.read_text()):
+            assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         for asker in askers:
