@@ -14,7 +14,6 @@ parameters as arguments, so that numbers are stored once and in a format that ru
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xmodal_jax.digest import digest, sha256
 from xmodal_jax.errors import CheckpointError
 
 FORMAT, VERSION = "xmodal_jax bundle", 1
@@ -35,17 +35,6 @@ def file_of(function: str) -> str:
     return f"{function}.stablehlo"
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def seal(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> dict[str, Any]:
     """Write the manifest of all files in ``folder``, last of all; returns it."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / name)
@@ -53,7 +42,7 @@ def seal(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> dic
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
     }
     whole = json.loads(json.dumps({**manifest, "files": files}))
-    whole["sha256"] = _digest(whole)
+    whole["sha256"] = digest(whole)
     (folder / name).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return whole
 
@@ -75,7 +64,7 @@ def read_manifest(folder: Path, kind: str, version: int, again: str, name: str =
         raise CheckpointError(f"{path} does not describe an {kind}; {again}.")
     if manifest.get("version") != version:
         raise CheckpointError(f"{path} is of version {manifest.get('version')!r}, this is {version}; {again}.")
-    if manifest.get("sha256") != _digest(manifest):
+    if manifest.get("sha256") != digest(manifest):
         raise CheckpointError(f"{path} does not match its own SHA-256; {again}.")
     return manifest
 

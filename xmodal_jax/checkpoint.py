@@ -6,7 +6,6 @@ Of several processes all take part in a save and in restoring; the first one wri
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,15 +21,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from xmodal_jax import processes
+from xmodal_jax.digest import sha256
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.optim import path_name
 from xmodal_jax.step import TrainState
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Checkpoints:

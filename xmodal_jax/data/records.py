@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # registers "bfloat16" with NumPy; TFDS would ask TensorFlow for it
 import numpy as np
 
+from xmodal_jax.digest import digest, sha256
 from xmodal_jax.errors import DataError, require
 from xmodal_jax.progress import Progress
 
@@ -127,17 +128,6 @@ def _plain(value: Any) -> Any:
 
 def captions_path(directory: Path, split: str) -> Path:
     return directory / f"{split}.captions.jsonl"
-
-
-def digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its own "sha256" entry."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(directory: Path) -> dict[str, Path]:

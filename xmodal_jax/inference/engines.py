@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.bundle import sha256
+from xmodal_jax.digest import sha256
 from xmodal_jax.errors import NumericError, UsageError, require
 from xmodal_jax.progress import Progress
 

@@ -102,8 +102,8 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     async def run(state: State, kind: str, work: Callable[[list[Any]], list[Any]], item: Any) -> Any:
         return await batcher.ask((id(state), kind), work, item, deadline)
 
-    async def row_of(state: State, row: int) -> int:
-        if row >= state.count:
+    def row_of(state: State, row: int) -> int:
+        if not 0 <= row < state.count:
             raise Missing(f"No item {row}; there are {state.count:,}, counted from 0.")
         return row
 
@@ -131,7 +131,7 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         state = live.state
         if isinstance(asked, Text):
             return await run(state, "text", state.by_text, (asked.text, asked.k))
-        return await run(state, "item", state.by_item, (await row_of(state, asked.item), asked.k))
+        return await run(state, "item", state.by_item, (row_of(state, asked.item), asked.k))
 
     @app.post(
         "/search/picture",
@@ -162,23 +162,23 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         state = live.state
         if not state.attends:
             raise Missing(f'The system "{state.system}" has no attention between words and regions to show.')
-        return await run(state, "attend", state.attend, (await row_of(state, asked.item), asked.text))
+        return await run(state, "attend", state.attend, (row_of(state, asked.item), asked.text))
 
     @app.post("/caption", responses=FAULTS, summary="A sentence for an image, where the system can write one")
     async def caption(asked: Annotated[Item, Body()]) -> dict[str, Any]:
         state = live.state
-        await row_of(state, asked.item)
+        row_of(state, asked.item)
         raise Missing(f'The system "{state.system}" has no caption decoder; /search ranks captions that exist.')
 
     @app.get("/items/{row}", responses=FAULTS, summary="What is known of an image")
     async def item(row: int) -> dict[str, Any]:
         state = live.state
-        return state.describe(await row_of(state, row if row >= 0 else state.count))
+        return state.describe(row_of(state, row))
 
     @app.get("/items/{row}/picture", responses=FAULTS, response_class=FileResponse, summary="The pixels of an image")
     async def picture(row: int) -> Response:
         state = live.state
-        path = state.picture(await row_of(state, row if row >= 0 else state.count))
+        path = state.picture(row_of(state, row))
         kind = PICTURES.get(path.suffix.lower()) if path else None
         if path is None or kind is None or not path.is_file():
             raise Missing(f"Item {row} has no picture here.")

@@ -128,8 +128,9 @@ def open_state(path: Path, engine: str = "exact", rerank: int | str | None = Non
     """
     gallery = Gallery(path)
     searcher = Searcher(gallery, engine=engine, rerank=rerank)
-    for k in (10, 50, 1000):  # the numbers of candidates that can be scored at once
-        searcher.warm(k=k) if k == 10 else searcher.warm(most=1, k=k)
+    searcher.warm()
+    for k in (50, 1000):  # more candidates are scored at once
+        searcher.warm(most=1, k=k)
     state = State(gallery, searcher)
     if state.count and state.attends:
         state.attend([(0, "a")])
