@@ -149,6 +149,42 @@ print(m.score(images, m.embed_texts(["a red square", "two"])).shape)
 """
 
 
+@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa"])
+def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    config, vocabulary, model, features, variables = build(spec)
+    parts = {"config": config, "model": model, "variables": variables, "features": features}
+    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, regions=8, with_onnx=True, **parts)
+    m = xmodal_jax.load(tmp_path / "b")
+    own, mask, sentences = draw(features)
+    want = m.score(m.embed_images(own, mask), m.embed_texts(sentences))
+    ids, lengths = m.tokens(sentences)
+
+    def run(name, feed):
+        session = ort.InferenceSession(tmp_path / "b" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        sizes = m.manifest["onnx"][name]["fixed"]
+        if "r" in sizes:  # such a graph takes padded regions
+            width = sizes["r"] - mask.shape[1]
+            feed = {key: np.pad(x, [(0, 0), (0, width), (0, 0)][: x.ndim]) for key, x in feed.items()}
+        return dict(zip([node.name for node in session.get_outputs()], session.run(None, feed), strict=True))
+
+    image = run("encode_image", {**own, "mask": mask})
+    text = run("encode_text", {"token": ids, "mask": np.arange(ids.shape[1]) < lengths[:, None]})
+    got = run("score", {**image, **text})["score"]
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    assert set(m.manifest["onnx"]) == set(m.manifest["functions"])
+
+
+def test_a_graph_that_onnx_cannot_hold_is_one_sentence_and_writes_nothing(tmp_path):
+    pytest.importorskip("jax2onnx")
+    config, vocabulary, model, features, variables = build("sgraf.py:saf")
+    parts = {"config": config, "model": model, "variables": variables, "features": features}
+    with pytest.raises(UsageError, match=r"^score of this system cannot become ONNX \(.*\); leave out --onnx, [^\n]*$"):
+        export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, regions=8, with_onnx=True, **parts)
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_bundle_needs_neither_models_nor_tensorflow(made):
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(made / "bundle")], capture_output=True, text=True, timeout=300, check=False

@@ -6,6 +6,7 @@
       vocabulary.json          left out where captions come as token ids
       parameters.safetensors   what encoding and scoring use, by name
       encode_image.stablehlo   `jax.export` of each function; also encode_text, score and, where there is one, attention
+      encode_image.onnx        the same for other runtimes, with `--onnx`
       README.md                the model card
 
 Functions are exported by :mod:`xmodal_jax.export` and called by :mod:`xmodal_jax.inference`; they take their

@@ -161,6 +161,7 @@ def add_export(verbs) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
     parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+    parser.add_argument("--onnx", action="store_true", help="each function as ONNX too (extra onnx), checked")
 
 
 def add_convert(verbs) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from xmodal_jax import __version__
+from xmodal_jax import __version__, onnx
 from xmodal_jax import bundle as bundles
 from xmodal_jax import config as configs
 from xmodal_jax.checkpoint import flat
@@ -48,6 +48,7 @@ class Function(NamedTuple):
     exported: export.Exported
     parameters: list[str]
     leaves: list[str]  # names of what it gives
+    call: Callable[..., Any]  # what was exported
 
 
 def used(function: Callable[..., Any], *args: Any) -> list[bool]:
@@ -109,7 +110,7 @@ def export_model(
         out = export.export(jax.jit(pruned), platforms=bundles.PLATFORMS)(
             [structs[index] for index in chosen], *args(export.SymbolicScope(constraints))
         )
-        return Function(out, [names[index] for index in chosen], leaves)
+        return Function(out, [names[index] for index in chosen], leaves, pruned)
 
     def image_args(scope):
         shapes = {name: ["b", *("r" if n is None else str(n) for n in shape)] for name, shape in features.items()}
@@ -169,6 +170,7 @@ def write(
     card: Card,
     regions: int = 36,
     extractor: str | None = None,
+    with_onnx: bool = False,
 ) -> dict[str, Any]:
     """Write a bundle and return its manifest.
 
@@ -179,15 +181,19 @@ def write(
         features: what the model reads of an image, each (F,) or (None, F).
         regions: the number of regions to pad to, that of the training data.
         extractor: name of what makes the features from pixels, where the package has it ("scenes").
+        with_onnx: write each function as ONNX too, see :mod:`xmodal_jax.onnx`.
 
     Raises:
         CheckpointError: ``out`` holds something, or cannot be written.
+        UsageError: a function cannot become ONNX.
     """
     from safetensors.numpy import save
 
     functions = export_model(model, variables, features, example_of(features, regions, 8))
     parameters = {name: np.asarray(value) for name, value in flat(variables).items()}
     needed = sorted({name for function in functions.values() for name in function.parameters})
+    most = {"r": regions, "w": max(map(int, config.data.lengths))}
+    graphs = {name: onnx.convert(name, functions, parameters, most) for name in functions} if with_onnx else {}
     manifest = {
         "format": bundles.FORMAT,
         "version": bundles.VERSION,
@@ -203,6 +209,7 @@ def write(
         "vocabulary": vocabulary.sha256 if vocabulary else None,
         "extractor": extractor,
         "functions": {name: _describe(function) for name, function in functions.items()},
+        "onnx": {name: {"fixed": fixed} for name, (_, fixed) in graphs.items()},
     }
     with bundles.fresh_folder(out) as folder:
         configs.save(config, folder / bundles.CONFIG)
@@ -212,6 +219,8 @@ def write(
         (folder / bundles.PARAMETERS).write_bytes(save(tensors))
         for name, function in functions.items():
             (folder / bundles.file_of(name)).write_bytes(function.exported.serialize())
+        for name, (graph, _) in graphs.items():
+            (folder / f"{name}.onnx").write_bytes(graph)
         (folder / bundles.CARD).write_text(model_card(manifest, card, parameters, needed), encoding="utf-8")
         return bundles.seal(folder, manifest)
 
@@ -227,6 +236,7 @@ def _describe(function: Function) -> dict[str, Any]:
 def model_card(manifest: Mapping[str, Any], card: Card, parameters: Mapping[str, Any], needed: Sequence[str]) -> str:
     """The README of a bundle."""
     stored = sum(parameters[name].size for name in needed)
+    graphs = f"\n| ONNX | {', '.join(f'`{name}.onnx`' for name in manifest['onnx'])} |" if manifest["onnx"] else ""
     given = ", ".join(f"`{name}` {shape}" for name, shape in manifest["features"].items())
     text = "sentences" if manifest["vocabulary"] else f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
     made = manifest["made_with"]
@@ -249,7 +259,7 @@ m = xmodal_jax.load("path/to/this/folder")
 | parameters | {stored:,} in `{bundles.PARAMETERS}` |
 | data | {card.data} |
 | made with | {by}, JAX {made["jax"]}, {manifest["created"]} |
-| runs on | {", ".join(manifest["platforms"])} |
+| runs on | {", ".join(manifest["platforms"])} |{graphs}
 
 ## Recall
 
@@ -298,7 +308,7 @@ def recall_of(run: Run, step: int) -> str:
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in tables)
 
 
-def export_run(run: Run, step: int, out: Path) -> dict[str, Any]:
+def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> dict[str, Any]:
     """Write the bundle ``out`` of one step of a run; returns its manifest. Raises as :func:`write` does."""
     variables, weights = run.variables(step)
     features, regions = features_for(run)
@@ -319,6 +329,7 @@ def export_run(run: Run, step: int, out: Path) -> dict[str, Any]:
         card=card,
         regions=regions,
         extractor="scenes" if "scenes" in manifest["source"] else None,
+        with_onnx=with_onnx,
     )
 
 
@@ -326,7 +337,7 @@ def main(args: argparse.Namespace) -> int:
     """`xmodal export`: the best step of a run, or another one, as a bundle."""
     run = Run(args.workdir, args.data)
     step = run.step(args.step)
-    made = export_run(run, step, args.out)
+    made = export_run(run, step, args.out, with_onnx=args.onnx)
     size = sum(entry["bytes"] for entry in made["files"].values())
     print(f"{args.out}: step {step:,} of {run.workdir}, {size / 1e6:.1f} MB, for {', '.join(made['platforms'])}")
     print(f"next: xmodal index --bundle {args.out} --data {run.dataset.directory} --out gallery")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +28,16 @@ def _steps(mask: Any) -> Any:
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[0] + 1)[:, None], 0))
 
 
+def cell(hidden: Any, inputs: Any, matrix: Any, bias: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """The next state [C, H] after the projected word [C, 3H]; then reset, update, new and the recurrent part of new."""
+    reset_in, update_in, new_in = jnp.split(inputs, 3, axis=-1)
+    reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
+    reset = jax.nn.sigmoid(reset_in + reset_rec)
+    update = jax.nn.sigmoid(update_in + update_rec)
+    new = jnp.tanh(new_in + reset * new_rec)  # reset acts after the recurrent product, as in PyTorch and Theano
+    return (1.0 - update) * new + update * hidden, reset, update, new, new_rec
+
+
 def _forward(reverse, hoist, words, mask, matrix_in, bias_in, matrix, bias):
     shape = (*mask.shape, matrix.shape[0])
     last = _steps(mask)
@@ -37,13 +50,9 @@ def _forward(reverse, hoist, words, mask, matrix_in, bias_in, matrix, bias):
     def body(i, carry):
         hidden, kept = carry
         t = last - 1 - i if reverse else i
-        reset_in, update_in, new_in = jnp.split(projected[t] if hoist else project(words[t]), 3, axis=-1)
-        reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
-        reset = jax.nn.sigmoid(reset_in + reset_rec)
-        update = jax.nn.sigmoid(update_in + update_rec)
-        new = jnp.tanh(new_in + reset * new_rec)  # reset acts after the recurrent product, as in PyTorch and Theano
-        after = jnp.where(mask[t][:, None], (1.0 - update) * new + update * hidden, hidden)
-        values = (after, hidden, reset, update, new, new_rec)
+        after, *gates = cell(hidden, projected[t] if hoist else project(words[t]), matrix, bias)
+        after = jnp.where(mask[t][:, None], after, hidden)
+        values = (after, hidden, *gates)
         return after, tuple(store.at[t].set(value) for store, value in zip(kept, values, strict=True))
 
     start = jnp.zeros(shape[1:], jnp.float32)
@@ -54,7 +63,7 @@ def _backward(reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
     hidden, reset, update, new, new_rec = kept
     last = _steps(mask)
 
-    def cell(t, back):
+    def back_cell(t, back):
         """Gradients at the gates' two inputs, [C, 3H] each, and at the state before word t."""
         total = back + cotangent[t]
         live = jnp.where(mask[t][:, None], total, 0.0)
@@ -76,13 +85,13 @@ def _backward(reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
     def storing(i, carry):
         back, stores = carry
         t = i if reverse else last - 1 - i
-        *values, back = cell(t, back)
+        *values, back = back_cell(t, back)
         return back, tuple(store.at[t].set(value) for store, value in zip(stores, values, strict=True))
 
     def adding(i, carry):
         back, d_words, sums = carry
         t = i if reverse else last - 1 - i
-        d_in, d_rec, back = cell(t, back)
+        d_in, d_rec, back = back_cell(t, back)
         sums = jax.tree.map(jnp.add, sums, weights(words[t], hidden[t], d_in, d_rec))
         return back, d_words.at[t].set(_dot(d_in, matrix_in.T)), sums
 
@@ -148,6 +157,34 @@ def _gru_backward(reverse, saved, cotangent):
 gru_loop.defvjp(_gru_forward, _gru_backward)
 
 
+def gru_scan(reverse: bool, words: Any, mask: Any, matrix_in: Any, bias_in: Any, matrix: Any, bias: Any) -> Any:
+    """The states of :func:`gru_loop` by a scan forwards over all words, which other formats than XLA's know."""
+
+    def step(hidden: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
+        word, real = own
+        after = jnp.where(real[:, None], cell(hidden, _dot(word, matrix_in) + bias_in, matrix, bias)[0], hidden)
+        return after, after
+
+    def turn(x: Any) -> Any:
+        return jnp.flip(x, 0) if reverse else x
+
+    start = jnp.zeros((mask.shape[1], matrix.shape[0]), jnp.float32)
+    return turn(jax.lax.scan(step, start, (turn(words), turn(mask)))[1])
+
+
+_scans = contextvars.ContextVar("scans", default=False)
+
+
+@contextlib.contextmanager
+def scanned() -> Iterator[None]:
+    """GRUs that are traced inside run through :func:`gru_scan`."""
+    token = _scans.set(True)
+    try:
+        yield
+    finally:
+        _scans.reset(token)
+
+
 class GRU(nn.Module):
     """One direction of a GRU, words [C, W, F] to states [C, W, H]; padding may only follow the words.
 
@@ -169,7 +206,8 @@ class GRU(nn.Module):
         bias = self.param("recurrent_bias", init, (3 * self.size,))
         real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
         weights = (matrix_in.astype(self.dtype), bias_in, matrix.astype(self.dtype), bias)
-        states: Any = gru_loop(self.reverse, jnp.swapaxes(words, 0, 1), real, *weights)
+        loop = gru_scan if _scans.get() else gru_loop
+        states: Any = loop(self.reverse, jnp.swapaxes(words, 0, 1), real, *weights)
         return jnp.swapaxes(states, 0, 1)
 
 

@@ -114,7 +114,7 @@ class Model(Matcher):
     def regions(self, image: Images) -> jax.Array:
         """Unit region vectors [B, R, D]."""
         region = self.image_encoder(as_regions(image.feature[self.feature])).astype(jnp.float32)
-        return l2_normalise(nn.leaky_relu(region, 0.1))
+        return l2_normalise(nn.leaky_relu(region, negative_slope=0.1))
 
     def words(self, text: Texts) -> jax.Array:
         """Unit word vectors [C, W, D]."""

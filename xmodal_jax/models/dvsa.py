@@ -57,8 +57,11 @@ class Recurrence(nn.Module):
             after = jnp.where(real[:, None], jax.nn.relu(entry + product + bias), hidden)
             return after, after
 
-        by_word = (jnp.swapaxes(inputs, 0, 1), jnp.asarray(mask).T)
-        _, states = jax.lax.scan(step, jnp.zeros_like(inputs[:, 0]), by_word, reverse=self.reverse)
+        def turn(x: Array) -> Array:
+            return jnp.flip(x, 0) if self.reverse else x
+
+        by_word = turn(jnp.swapaxes(inputs, 0, 1)), turn(jnp.asarray(mask).T)
+        states = turn(jax.lax.scan(step, jnp.zeros_like(inputs[:, 0]), by_word)[1])
         return jnp.swapaxes(states, 0, 1)
 
 

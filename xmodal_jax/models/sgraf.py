@@ -126,7 +126,7 @@ class Pairs(nn.Module):
     def attention(self, image: Item, text: Item) -> jax.Array:
         """How words attend to regions, [..., R, W]; weights of a word add up to 1."""
         (region, region_mask), (word, word_mask) = image.part, text.part
-        similar = jax.nn.leaky_relu(product("...rd,...wd->...rw", region, word, self.dtype), 0.1)
+        similar = jax.nn.leaky_relu(product("...rd,...wd->...rw", region, word, self.dtype), negative_slope=0.1)
         similar = l2_normalise(jnp.where(word_mask[..., None, :], similar, 0.0))  # over the words of the caption
         return masked_softmax(self.smooth * similar, region_mask[..., None], axis=-2)
 
