@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -167,7 +168,8 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
         if "r" in sizes:  # such a graph takes padded regions
             width = sizes["r"] - mask.shape[1]
             feed = {key: np.pad(x, [(0, 0), (0, width), (0, 0)][: x.ndim]) for key, x in feed.items()}
-        return dict(zip([node.name for node in session.get_outputs()], session.run(None, feed), strict=True))
+        outputs: Any = session.run(None, feed)
+        return dict(zip([node.name for node in session.get_outputs()], outputs, strict=True))
 
     image = run("encode_image", {**own, "mask": mask})
     text = run("encode_text", {"token": ids, "mask": np.arange(ids.shape[1]) < lengths[:, None]})

@@ -75,7 +75,7 @@ def convert(
     why = ""
     for fixed in ({}, dict(most)):
         specs: Any = [_Spec(aval, fixed) for aval in avals]
-        names = {"input_names": input_names(name, functions), "output_names": output_names(name, functions)}
+        names: Any = {"input_names": input_names(name, functions), "output_names": output_names(name, functions)}
         try:
             with quiet(), scanned():
                 from jax2onnx import to_onnx
@@ -98,7 +98,7 @@ class _Spec:
     """Shape and type of an input, free sizes by name, as jax2onnx takes them."""
 
     def __init__(self, aval: Any, fixed: Mapping[str, int]):
-        names = [size if isinstance(size, int) else str(size)[0] for size in aval.shape]
+        names: list[Any] = [size if isinstance(size, int) else str(size)[0] for size in aval.shape]
         self.shape = tuple(fixed.get(name, name) for name in names)
         self.dtype = np.dtype(aval.dtype)
 
@@ -129,7 +129,8 @@ def _error(model: bytes, call: Any, avals: Sequence[Any], sizes: Mapping[str, in
     args = draw(avals, sizes)
     feed = {node.name: arg for node, arg in zip(session.get_inputs(), args, strict=True)}
     worst = 0.0
-    for got, live in zip(session.run(None, feed), call(*args), strict=True):
+    results: Any = session.run(None, feed)
+    for got, live in zip(results, call(*args), strict=True):
         want = np.asarray(live, np.float64)
         if np.shape(got) != want.shape:
             raise ValueError(f"a result is {np.shape(got)} instead of {want.shape}")
