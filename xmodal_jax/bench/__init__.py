@@ -121,6 +121,13 @@ def main(args: argparse.Namespace) -> int:
                     f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
                 )
             )
+    elif args.what == "rerank":
+        from xmodal_jax.bench.search import bench_rerank, print_measured
+
+        if args.bundle is None or args.data is None:
+            raise UsageError("bench rerank needs --bundle, of a system that re-ranks, and --data, prepared for it.")
+        rows = bench_rerank(args.bundle, args.data, args.items)
+        print_measured(rows)
     elif args.what == "load":
         from xmodal_jax.bench.load import bench_load
 

@@ -1,17 +1,20 @@
-"""`xmodal bench search`: engines on random vectors; and, for `xmodal search --measure`, what re-ranking keeps."""
+"""`xmodal bench search` and `rerank`: engines on random vectors, and what re-ranking keeps (`search --measure` too)."""
 
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xmodal_jax.inference import engines
-from xmodal_jax.inference.gallery import Side
-from xmodal_jax.inference.matcher import Embedding
+from xmodal_jax.errors import UsageError
+from xmodal_jax.inference import engines, index
+from xmodal_jax.inference.gallery import Gallery, Side
+from xmodal_jax.inference.matcher import Embedding, load
 from xmodal_jax.inference.search import PART, Searcher
 from xmodal_jax.progress import Progress
 
@@ -63,7 +66,9 @@ def _seconds(engine: engines.Engine, query: np.ndarray) -> float:
     return time.perf_counter() - began
 
 
-def measure(searcher: Searcher, depths: Sequence[int] = (50, 100, 200, 400)) -> list[dict[str, Any]]:
+def measure(
+    searcher: Searcher, depths: Sequence[int] = (50, 100, 200, 400), *, directions: Sequence[str] = ("t2i", "i2t")
+) -> list[dict[str, Any]]:
     """Coarse search and re-ranking against scoring everything: a row for each direction and number of candidates.
 
     "kept@K" is the share of the exhaustive best K that are among the re-ranked best K; "R@K" the share of queries with
@@ -75,7 +80,7 @@ def measure(searcher: Searcher, depths: Sequence[int] = (50, 100, 200, 400)) -> 
     out: list[dict[str, Any]] = []
     known: dict[str, np.ndarray] = {}
     for name, side, other in (("t2i", images, texts), ("i2t", texts, images)):
-        if not (len(side) and len(other)):
+        if name not in directions or not (len(side) and len(other)):
             continue
         count = max(min(len(other), MEASURED // len(side)), 1)
         rows = np.unique(np.linspace(0, len(other) - 1, count).astype(int))
@@ -145,6 +150,67 @@ def _milliseconds(searcher: Searcher, side: Side, other: Side, queries: np.ndarr
         searcher.rank(side, query, 10, depth)
         times.append(time.perf_counter() - began)
     return 1000 * float(np.median(times))
+
+
+def bench_rerank(bundle: Path, data: Path, items: int = ITEMS) -> list[dict[str, Any]]:
+    """Re-ranking on the test images of ``data`` among made-up ones, ``items`` in all: rows of :func:`measure`.
+
+    A made-up image has each region from one of two training images, and the mean of their global features, so that its
+    numbers are as those of real ones.
+
+    Raises:
+        UsageError: the bundle needs no re-ranking, or the data has more images than ``items``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        whole = with_made_up(data, list(load(bundle).features), items)
+        index.build(Path(folder) / "gallery", load(bundle), whole)
+        searcher = Searcher(Gallery(Path(folder) / "gallery"))
+        if searcher.gallery.dot is not None:
+            raise UsageError(
+                f"The scores of {bundle} are inner products: nothing is re-ranked. Take a system of parts."
+            )
+        return measure(searcher, (100, 500, 1000, 5000), directions=("t2i",))
+
+
+def with_made_up(data: Path, features: Sequence[str], count: int) -> index.Items:
+    """The test split of a data set, followed by images mixed of its training images, ``count`` in all."""
+    real, train = (index.items_of(data, split, features) for split in ("test", "train"))
+    own, blocks = len(real.ids), -(-count // index.BLOCK)
+    if own > count:
+        raise UsageError(f"{data} has {own:,} test images already; --items has to be more.")
+    pool, mask, _ = (_joined(parts) for parts in zip(*train.read(0), strict=True))
+    test, test_mask, _ = (_joined(parts) for parts in zip(*real.read(0), strict=True))
+
+    def read(start: int) -> Iterator[index.Read]:
+        for block in range(start, blocks):
+            rows = np.arange(block * index.BLOCK, min((block + 1) * index.BLOCK, count))
+            random = np.random.default_rng(block)
+            one, other = random.integers(0, len(mask), (2, len(rows)))
+            first = random.random(mask[one].shape) < 0.5  # [B, R]
+            given = rows < own
+            safe = np.minimum(rows, own - 1)
+            made = {}
+            for name, value in pool.items():
+                mixed = np.where(first[..., None], value[one], value[other]) if value.ndim == 3 else None
+                mixed = (value[one] + value[other]) / 2 if mixed is None else mixed
+                made[name] = np.where(given.reshape(-1, *[1] * (value.ndim - 1)), test[name][safe], mixed)
+            yield made, np.where(given[:, None], test_mask[safe], np.where(first, mask[one], mask[other])), None
+
+    more = count - own
+    return index.Items(
+        {**real.about, "name": f"{real.about['name']} and {more:,} made-up images"},
+        [*real.ids, *(f"made-up-{row}" for row in range(more))],
+        [*real.captions, *[[]] * more],
+        [None] * count,
+        [*real.sizes, *[(1, 1)] * more],
+        read,
+    )
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Mapping):
+        return {name: np.concatenate([own[name] for own in parts]) for name in parts[0]}
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 def print_measured(rows: Sequence[Mapping[str, Any]]) -> None:

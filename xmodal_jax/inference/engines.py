@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -258,9 +257,8 @@ class Qdrant:
         else:
             where = {"location": location} if location == ":memory:" else {"path": location}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the server's version is not known: the next call tells more
-                self._client = qdrant_client.QdrantClient(**where)
+            # The client warns where it cannot ask a server for its version; the next call says more.
+            self._client = qdrant_client.QdrantClient(**where, check_compatibility=False)
         except Exception as error:
             raise self._trouble(error) from None
         self._ask(self._fill)

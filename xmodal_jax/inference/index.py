@@ -183,11 +183,11 @@ class Builder:
         self.state = State(folder, job)
         self.dot, self.leaves = self._probe()
 
-    def _images(self, read: Read, bundle: Bundle) -> Embedding:
+    def _images(self, read: Read, bundle: Bundle, start: int = 0) -> Embedding:
         features, mask, _ = read
         regional = any(len(shape) == 2 for shape in bundle.features.values())
         own = {name: features[name] for name in bundle.features}
-        return bundle.embed_images(own, mask if regional else None)
+        return bundle.embed_images(own, mask if regional else None, names=self.items.ids[start:])
 
     def _probe(self) -> tuple[tuple[float, float] | None, dict[str, list[str]]]:
         """Whether scores are inner products, and the names of the arrays; refuses what cannot be pooled, early."""
@@ -230,7 +230,10 @@ class Builder:
         blocks = -(-count // BLOCK)
         for block, read in zip(range(done, blocks), self.items.read(done), strict=True):
             rows = np.arange(block * BLOCK, min((block + 1) * BLOCK, count))
-            parts = self._parts(self._images(read, self.bundle), lambda other, read=read: self._images(read, other))
+            parts = self._parts(
+                self._images(read, self.bundle, block * BLOCK),
+                lambda other, read=read, start=block * BLOCK: self._images(read, other, start),
+            )
             arrays.put(rows, parts, lambda row: f'image "{self.items.ids[row]}"')
             if read[2] is not None:
                 self._boxes(arrays, rows, read[2])

@@ -145,7 +145,7 @@ class Bundle:
         if lengths.max(initial=0) > max(self.lengths):
             raise UsageError(f"Captions have at most {max(self.lengths)} tokens here, one has {lengths.max()}.")
         order = np.argsort(-lengths, kind="stable")
-        function = self._function("encode_text")
+        function = self.function("encode_text")
         pieces = []
         for own in _batches(order):
             width = min(_doubled(int(lengths[own].max(initial=1))), max(self.lengths))
@@ -156,13 +156,14 @@ class Bundle:
             pieces.append(function(np.where(real, token, 0), real))
         return self._collect("encode_text", pieces, order)
 
-    def embed_images(self, images: Any, mask: Any = None) -> Embedding:
+    def embed_images(self, images: Any, mask: Any = None, *, names: Sequence[str] | None = None) -> Embedding:
         """Embed images.
 
         Args:
             images: features, an array [B, F] or [B, R, F] (of the model's one feature) or a dict of them by name; or,
                 where the bundle has an extractor, a list of image files, `PIL` images or uint8 arrays [H, W, 3].
             mask: [B, R] bool, real regions; all by default.
+            names: what to call each image in an error; its number by default.
 
         Raises:
             UsageError: shapes that the model does not take, or pictures where the bundle has no extractor.
@@ -171,7 +172,7 @@ class Bundle:
         if isinstance(images, str | Path) or (isinstance(images, Sequence) and not _numeric(images)):
             images, mask, _ = self.extract([images] if isinstance(images, str | Path) else images)
         given = images if isinstance(images, Mapping) else {next(iter(self.features)): images}
-        features = self._check({name: np.asarray(value) for name, value in given.items()})
+        features = self._check({name: np.asarray(value) for name, value in given.items()}, names)
         count = len(next(iter(features.values())))
         regions = max((value.shape[1] for value in features.values() if value.ndim == 3), default=1)
         mask = np.ones((count, regions), bool) if mask is None else np.asarray(mask, bool)
@@ -179,7 +180,7 @@ class Bundle:
             raise UsageError(f"The mask is [{count}, {regions}] here, not {list(mask.shape)}.")
         regional = any(len(shape) == 2 for shape in self.features.values())
         width = max(regions, self.manifest["regions"]) if regional else 1
-        function = self._function("encode_image")
+        function = self.function("encode_image")
         pieces = []
         for own in _batches(np.arange(count)):
             batch = {name: _pad(value[own].astype(np.float32), width) for name, value in features.items()}
@@ -213,7 +214,7 @@ class Bundle:
         }
         return Extracted(features, mask, boxes)
 
-    def _check(self, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _check(self, features: dict[str, np.ndarray], names: Sequence[str] | None) -> dict[str, np.ndarray]:
         if set(features) != set(self.features):
             raise UsageError(f"This model reads {', '.join(self.features)}, not {', '.join(features)}.")
         for name, value in features.items():
@@ -223,7 +224,9 @@ class Bundle:
                 raise UsageError(f'The feature "{name}" is [{want}], not {list(value.shape)}.')
             bad = ~np.isfinite(value.astype(np.float32)).all(axis=tuple(range(1, value.ndim)))
             if bad.any():
-                raise DataError(f'Feature "{name}" of image {int(np.argmax(bad))} is not finite ({bad.sum()} images).')
+                first = int(np.argmax(bad))
+                which = f'"{names[first]}"' if names else str(first)
+                raise DataError(f'Feature "{name}" of image {which} is not finite ({bad.sum()} such images).')
         if len({len(value) for value in features.values()}) > 1:
             raise UsageError("All features need the same number of images.")
         return {name: features[name] for name in self.features}
@@ -241,7 +244,7 @@ class Bundle:
         for rows in _batches(np.arange(len(image[0])), b):
             some = [leaf[rows] for leaf in image]
             for columns in _batches(order, c):
-                block = self._function("score")(some, self.cut(text, columns))
+                block = self.function("score")(some, self.cut(text, columns))
                 real = np.ix_(rows >= 0, columns >= 0)
                 out[np.ix_(rows[rows >= 0], columns[columns >= 0])] = np.asarray(block)[real]
         return out
@@ -256,7 +259,7 @@ class Bundle:
             raise UsageError(f'The system "{self.system}" has no attention between words and regions.')
         if isinstance(texts, Sequence):
             texts = self.embed_texts(texts)
-        return np.asarray(self._function("attention")(self.leaves("image", images), self.leaves("text", texts)))
+        return np.asarray(self.function("attention")(self.leaves("image", images), self.leaves("text", texts)))
 
     def caption(self, images: Any) -> list[str]:
         """A sentence for each image.
@@ -308,7 +311,7 @@ class Bundle:
         return [leaf[:, :width] if i in self._cuts else leaf for i, leaf in enumerate(own)]
 
     @functools.cache  # noqa: B019  (a bundle lives as long as its program)
-    def _function(self, name: str) -> Callable[..., Any]:
+    def function(self, name: str) -> Callable[..., Any]:
         """An exported function with its parameters in place, compiled once for each shape."""
         about = self.manifest["functions"][name]
         path = self.path / bundles.file_of(name)

@@ -75,7 +75,7 @@ class Searcher:
             [np.dtype(leaf["dtype"]) for leaf in self.bundle.manifest["functions"][f"encode_{side}"]["gives"]]
             for side in ("image", "text")
         ]
-        score = self.bundle._function("score")  # one more `jit` around it, with the types that are stored
+        score = self.bundle.function("score")  # one more `jit` around it, with the types that are stored
 
         def full(*pair: list[jax.Array]) -> jax.Array:
             return score(*([x.astype(t) for x, t in zip(*own, strict=True)] for own in zip(pair, inputs, strict=True)))
