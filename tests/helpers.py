@@ -1,4 +1,7 @@
-"""A small prepared data set whose images and captions belong together in a learnable way."""
+"""A small prepared data set whose images and captions belong together in a learnable way; damage to files."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -28,3 +31,22 @@ def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), feat
     splits = {"train": items("train", train), "dev": items("dev", other), "test": items("test", other)}
     records.write(folder, splits, name="planted", source={"kind": "planted", "seed": seed})
     return folder
+
+
+def damages(folder: Path, flips: int, cuts: int) -> Iterator[str]:
+    """Damage one file under ``folder`` at a time and mend it again: bits flipped, then ends cut off, at random places.
+
+    Yields the name of the file that is damaged now.
+    """
+    rng = np.random.default_rng(0)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    names = sorted(name for name, raw in files.items() if raw)
+    for number in range(flips + cuts):
+        name = names[rng.integers(len(names))]
+        raw = bytearray(files[name])
+        place = int(rng.integers(len(raw)))
+        if number < flips:
+            raw[place] ^= 1 << int(rng.integers(8))
+        (folder / name).write_bytes(raw if number < flips else raw[:place])
+        yield f"{name}, {'bit flipped in byte' if number < flips else 'cut to'} {place}"
+        (folder / name).write_bytes(files[name])

@@ -10,8 +10,9 @@ import scipy.linalg
 import scipy.sparse
 from helpers import planted
 
-from xmodal_jax import baseline
+from xmodal_jax import baseline, cli
 from xmodal_jax.errors import DataError, NumericError, UsageError
+from xmodal_jax.evaluate import Member, scaled
 
 
 def correlated(rho, *, n_images=4000, noise=3, seed=0):
@@ -99,7 +100,12 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize(("method", "features"), [("cca", ["region"]), ("ncca", ["global", "region"])])
 def test_command_on_a_planted_set(small, tmp_path, capsys, method, features):
     out = tmp_path / "table.json"
-    assert baseline.main(argparse.Namespace(method=method, data=small, features=features, split="test", json=out)) == 0
+    assert (
+        baseline.main(
+            argparse.Namespace(method=method, data=small, features=features, split="test", json=out, workdir=None)
+        )
+        == 0
+    )
     result, screen = json.loads(out.read_text()), capsys.readouterr().out
     setting = result["setting"]
     assert (setting["power"] == 0) == (method == "cca")
@@ -110,11 +116,41 @@ def test_command_on_a_planted_set(small, tmp_path, capsys, method, features):
 
 
 def test_unknown_and_missing_features_are_one_sentence(small):
-    args = argparse.Namespace(method="cca", data=small, features=["glob"], split="test", json=None)
+    args = argparse.Namespace(method="cca", data=small, features=["glob"], split="test", json=None, workdir=None)
     with pytest.raises(UsageError, match='No feature "glob" for the baseline; choose from global and region'):
         baseline.main(args)
     with pytest.raises(DataError, match='no split "val"'):
         baseline.main(argparse.Namespace(**{**vars(args), "features": ["global"], "split": "val"}))
+
+
+def test_a_kept_baseline_votes_in_an_ensemble(small, tmp_path, capsys):
+    def table(*args):
+        assert cli.run([*args, "--json", str(tmp_path / "t.json")]) == 0
+        return {key: value for key, value in json.loads((tmp_path / "t.json").read_text()).items() if key in ways}
+
+    ways = ("i2t", "t2i", "rsum")
+    folder = str(tmp_path / "linear")
+    alone = table("baseline", "ncca", "--data", str(small), "--features", "region", "--workdir", folder)
+    alone = {way: alone[way] if way == "rsum" else {k: alone[way][k] for k in ("r1", "r5", "r10")} for way in ways}
+    for scale in ([], ["--scale"]):
+        voted = table("eval", "--ensemble", folder, folder, *scale)
+        for way in ways:
+            assert voted[way] == alone[way] if way == "rsum" else voted[way].items() >= alone[way].items()
+    assert cli.run(["eval", "--workdir", folder, "--scale"]) == 2
+    file = tmp_path / "linear" / baseline.FILE
+    file.write_bytes(file.read_bytes()[:1000])
+    capsys.readouterr()
+    assert cli.run(["eval", "--ensemble", folder, folder]) == 4
+    assert "baseline.npz is damaged" in capsys.readouterr().err
+
+
+def test_scaling_makes_members_equal():
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(6, 4)), rng.normal(size=(9, 4))
+    members = [Member(lambda _, i, t, f=factor: f * (i @ t.T), None, image, text) for factor in (1.0, 50.0)]
+    one, other = (scaled(member, member).scores() for member in members)
+    np.testing.assert_allclose(one, other)
+    np.testing.assert_allclose(one.std(), 1.0)
 
 
 FIGURES = {  # of a regularised CCA on these features, in the README of the data
@@ -138,7 +174,7 @@ def real(flickr8k, tmp_path_factory):
 @pytest.mark.parametrize(("method", "features"), [("cca", ("global",))])  # all of FIGURES: docs/results.md
 def test_recall_on_the_real_features(real, tmp_path, method, features):
     out = tmp_path / "table.json"
-    args = argparse.Namespace(method=method, data=real, features=list(features), split="test", json=out)
+    args = argparse.Namespace(method=method, data=real, features=list(features), split="test", json=out, workdir=None)
     assert baseline.main(args) == 0
     result = json.loads(out.read_text())
     got = [result[way][name] for way in ("i2t", "t2i") for name in ("r1", "r5", "r10")]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import planted
+from helpers import damages, planted
 from safetensors.numpy import load_file
 
 import xmodal_jax
@@ -213,6 +214,19 @@ def test_one_flipped_bit_is_named(made, tmp_path):
         (copy / name).write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             xmodal_jax.load(copy)
+
+
+@pytest.mark.slow
+def test_no_damage_goes_unseen(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made / "bundle", copy)
+    for damage in damages(copy, flips=1000, cuts=200):
+        try:
+            xmodal_jax.load(copy)
+        except CheckpointError:
+            continue
+        pytest.fail(f"{damage}: not seen")
+    xmodal_jax.load(copy)
 
 
 def test_what_is_not_a_bundle(made, tmp_path, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import WORDS, planted
+from helpers import WORDS, damages, planted
 
 import xmodal_jax
 from xmodal_jax import bundle as bundles
@@ -267,6 +267,19 @@ def test_one_flipped_bit_is_named(scan_gallery, tmp_path):
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             Gallery(copy)
         (copy / name).write_bytes(raw)
+    Gallery(copy)
+
+
+@pytest.mark.slow
+def test_no_damage_goes_unseen(scan_gallery, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(scan_gallery, copy)
+    for damage in damages(copy, flips=1000, cuts=200):
+        try:
+            Gallery(copy)
+        except CheckpointError:
+            continue
+        pytest.fail(f"{damage}: not seen")
     Gallery(copy)
 
 

@@ -11,21 +11,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-from xmodal_jax.data.records import Split, open_dataset
+from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.data.text import tokenize
-from xmodal_jax.errors import DataError, NumericError, UsageError
+from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
 from xmodal_jax.progress import Progress
 from xmodal_jax.retrieval import protocols, table
 from xmodal_jax.retrieval.rank import blocked_ranks
 
+FILE = "baseline.npz"
 # Found on the dev split of Flickr8k. A signed power evens out the few large activations of a CNN.
 POWER = {"global": 0.5, "region": 0.7}
 WEIGHT = {"global": 1.0, "region": 0.5}  # length of each feature's vector where several are used
@@ -109,6 +113,13 @@ class Words:
         self.column = {word: index for index, word in enumerate(known)}
         self.idf = np.log(len(captions) / np.array([document[word] for word in known]))
 
+    @classmethod
+    def known(cls, words: Sequence[str], idf: np.ndarray) -> Words:
+        """Words in the order of their columns, with what each counts for."""
+        own = cls.__new__(cls)
+        own.column, own.idf = {str(word): index for index, word in enumerate(words)}, idf
+        return own
+
     def __call__(self, captions: Sequence[Counter[str]]) -> scipy.sparse.csr_array:
         """[C, V]; words that are not known are left out."""
         entries = [
@@ -185,12 +196,20 @@ def project(projection: Projection, items: Items) -> tuple[np.ndarray, np.ndarra
     return image, items.text @ projection.text - projection.text_mean @ projection.text
 
 
+def embeddings(
+    variates: tuple[np.ndarray, np.ndarray], correlation: np.ndarray, setting: Setting
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors [B, K], [C, K] float32: the first variates, each times a power of its correlation."""
+    weight = correlation[: setting.dimension] ** setting.power
+    image, text = (_unit(side[:, : setting.dimension] * weight).astype(np.float32) for side in variates)
+    return image, text
+
+
 def rank(
     variates: tuple[np.ndarray, np.ndarray], correlation: np.ndarray, setting: Setting, row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks by the cosine of the first variates, each times a power of its correlation."""
-    weight = correlation[: setting.dimension] ** setting.power
-    image, text = (_unit(side[:, : setting.dimension] * weight).astype(np.float32) for side in variates)
+    image, text = embeddings(variates, correlation, setting)
     return blocked_ranks(lambda i, c: image[i] @ text[c].T, row, len(image))
 
 
@@ -231,21 +250,82 @@ def tune(method: str, train: Items, dev: Items) -> Tuned:
         return best_of(best.setting[:2], best.projection, powers)
 
 
-def read_items(splits: Sequence[Split], names: Sequence[str]) -> tuple[list[Items], Words]:
-    """Images and captions of the splits as vectors, with the words of the first one."""
+class Fitted(NamedTuple):
+    """A tuned baseline, which may vote in `xmodal eval --ensemble`."""
+
+    workdir: Path
+    dataset: Dataset
+    method: str
+    features: Sequence[str]
+    setting: Setting
+    projection: Projection
+    words: Words
+
+    def save(self) -> None:
+        """Write it to its folder.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        about = {"method": self.method, "features": list(self.features), "data": str(self.dataset.directory)}
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            with open(self.workdir / FILE, "wb") as file:
+                np.savez(
+                    file,
+                    about=json.dumps({**about, "setting": self.setting._asdict()}),
+                    words=list(self.words.column),
+                    idf=self.words.idf,
+                    **self.projection._asdict(),
+                )
+        except OSError as error:
+            raise CheckpointError(f"{self.workdir} cannot be written ({error.strerror}); choose another.") from None
+
+    @classmethod
+    def load(cls, workdir: Path, data: str | None = None) -> Fitted:
+        """Raises CheckpointError where the file is damaged, DataError where the data set has gone."""
+        try:
+            with np.load(workdir / FILE, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+                projection = Projection(*(arrays[name] for name in Projection._fields))
+                words = Words.known(arrays["words"].tolist(), arrays["idf"])
+            setting = Setting(**about["setting"])
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise CheckpointError(
+                f"{workdir / FILE} is damaged ({error}); make it again with `xmodal baseline`."
+            ) from None
+        dataset = open_dataset(data or about["data"])
+        return cls(workdir, dataset, about["method"], about["features"], setting, projection, words)
+
+    def vote(self, split: str) -> tuple[Any, np.ndarray, str]:
+        """A member of an ensemble, the image of each caption, and which weights it has."""
+        from xmodal_jax.evaluate import Member
+
+        ((items,), _) = read_items([self.dataset.split(split)], self.features, self.words)
+        image, text = embeddings(project(self.projection, items), self.projection.correlation, self.setting)
+        return Member(lambda _, image, text: image @ text.T, None, image, text), items.row, "linear"
+
+    def __str__(self) -> str:
+        return f"{self.workdir} ({self.method})"
+
+
+def read_items(splits: Sequence[Split], names: Sequence[str], words: Words | None = None) -> tuple[list[Items], Words]:
+    """Images and captions of the splits as vectors; without ``words``, with those of the first one."""
     bags = [[Counter(tokenize(text)) for texts in split.captions for text in texts] for split in splits]
-    words = Words(bags[0])
+    words = words or Words(bags[0])
     rows = [np.repeat(np.arange(len(split)), [len(texts) for texts in split.captions]) for split in splits]
     images = [read_images(split, names) for split in splits]
     return [Items(image, words(bag), row) for image, bag, row in zip(images, bags, rows, strict=True)], words
 
 
 def main(args: argparse.Namespace) -> int:
-    """`xmodal baseline cca|ncca`: tune on dev, print the recall table of ``--split``."""
+    """`xmodal baseline cca|ncca`: tune on dev, print the recall table of ``--split``, keep the result if asked."""
     dataset = open_dataset(args.data)
     splits = [dataset.split(name) for name in ("train", "dev", args.split)]
     (train, dev, test), words = read_items(splits, args.features)
     setting, dev_rsum, projection = tune(args.method, train, dev)
+    if args.workdir:
+        Fitted(args.workdir, dataset, args.method, args.features, setting, projection, words).save()
     image, text = project(projection, test)
     folds, why = protocols.choose("auto", len(image))
     results = []

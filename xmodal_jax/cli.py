@@ -118,6 +118,7 @@ def add_eval(verbs) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path)
     which.add_argument("--ensemble", type=Path, nargs="+", metavar="W", help="runs whose score matrices are averaged")
+    parser.add_argument("--scale", action="store_true", help="ensemble: divide scores by their deviation on dev first")
     parser.add_argument("--split", default="test")
     parser.add_argument(
         "--protocol",
@@ -260,6 +261,7 @@ def add_baseline(verbs) -> None:
         "--features", type=lambda text: text.split(","), default=["global"], help="global, region or both"
     )
     parser.add_argument("--split", default="test")
+    parser.add_argument("--workdir", type=Path, help="keep the result here, as a member for `xmodal eval --ensemble`")
     parser.add_argument("--json", type=Path, help="also write the table here")
 
 

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 
 from xmodal_jax import config as configs
+from xmodal_jax.baseline import FILE as BASELINE
+from xmodal_jax.baseline import Fitted
 from xmodal_jax.checkpoint import Checkpoints
 from xmodal_jax.data.pipeline import Captions, FeatureReader, image_batches, text_batches
 from xmodal_jax.data.records import Dataset, open_dataset
@@ -203,6 +205,13 @@ class Run:
         stacks = self.evaluator.representations(variables, make_reader(own, self.config), captions, quiet=False)
         return Member(self.evaluator.score, variables, *stacks), captions.image, weights
 
+    def vote(self, split: str) -> tuple[Member, np.ndarray, str]:
+        """The best step as a member of an ensemble, as :meth:`member` gives it."""
+        return self.member(self.checkpoints.best(), split)
+
+    def __str__(self) -> str:
+        return f"{self.workdir} step {self.checkpoints.best():,}"
+
     def table(self, step: int, split: str, protocol: str) -> table.Table:
         """The recall table of one step."""
         member, owner, weights = self.member(step, split)
@@ -224,28 +233,38 @@ def report(run: Run, step: int, result: table.Table, split: str, json_path: Path
     (folder / f"{split}-{step}.md").write_text(table.to_markdown(result, title=title))
 
 
+def scaled(member: Member, by: Member) -> Member:
+    """A member whose scores are divided by the standard deviation of those of ``by``, taken over one block of them."""
+    deviation = float(np.std(np.asarray(by.pick(slice(IMAGE_BLOCK), slice(CAPTION_BLOCK)).scores())))
+    return member._replace(score=lambda *args: member.score(*args) / max(deviation, 1e-12))
+
+
 def ensemble(args: argparse.Namespace) -> int:
-    """The mean of the score matrices of several runs' best steps."""
+    """The mean of the score matrices of several runs' best steps, each scaled by its spread on dev with ``--scale``."""
     if args.watch or args.step is not None:
         raise UsageError("--ensemble takes the best step of each run; leave out --watch and --step.")
-    runs = [Run(Path(workdir), args.data) for workdir in args.ensemble]
+    runs: list[Run | Fitted] = [
+        Fitted.load(path, args.data) if (path / BASELINE).is_file() else Run(path, args.data) for path in args.ensemble
+    ]
     for run in runs[1:]:
         if run.dataset.manifest["sha256"] != runs[0].dataset.manifest["sha256"]:
             raise UsageError(
                 f"{run.workdir} was trained on {run.dataset.directory}, {runs[0].workdir} on "
                 f"{runs[0].dataset.directory}: other data. An ensemble ranks one set; name it with --data."
             )
-    parts = [run.member(run.checkpoints.best(), args.split) for run in runs]
-    weights = "/".join(sorted({part[2] for part in parts}))
+    parts = [run.vote(args.split) for run in runs]
     members, owner, count = [part[0] for part in parts], parts[0][1], len(runs[0].dataset.split(args.split))
+    if args.scale:
+        known = [part[0] for part in parts] if args.split == "dev" else [run.vote("dev")[0] for run in runs]
+        members = [scaled(member, by) for member, by in zip(members, known, strict=True)]
+    weights = "/".join(sorted({part[2] for part in parts}))
     result = rank_table(members, owner, count, protocol=args.protocol, weights=weights)
-    names = [f"{run.workdir} step {run.checkpoints.best():,}" for run in runs]
-    table.to_screen(
-        result, title=f"mean score of {', '.join(names)} on {runs[0].dataset.manifest['name']} {args.split}"
-    )
+    names = ", ".join(map(str, runs))
+    how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
+    table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
     if args.json:
-        content = {"ensemble": [str(run.workdir) for run in runs], "split": args.split, **table.to_json(result)}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
+        args.json.write_text(json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
     return 0
 
 
@@ -253,6 +272,8 @@ def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
     if args.ensemble:
         return ensemble(args)
+    if args.scale:
+        raise UsageError("--scale is for the members of an --ensemble.")
     run = Run(Path(args.workdir), args.data)
     if args.watch:
         return watch(run, args)
