@@ -1,5 +1,6 @@
 """A small prepared data set whose images and captions belong together in a learnable way; damage to files."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,12 @@ import numpy as np
 from xmodal_jax.data import records
 
 WORDS = [f"{kind}{i}" for kind in ("red", "big", "dog", "sea") for i in range(4)]
+
+
+def child_environment(devices: int = 1) -> dict[str, str]:
+    """That of a child process with so many devices which compiles to the same machine code as this process."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return {**os.environ, "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])}
 
 
 def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), features=8, seed=0):

@@ -240,8 +240,8 @@ def test_what_cannot_be_indexed(vse, data, tmp_path, capsys):
 
 def test_numbers_that_float16_does_not_hold_are_named(data, vse, tmp_path, monkeypatch):
     items, m = index.items_of(data, "test", ["region"]), xmodal_jax.load(vse)
-    embed = m.embed_images
-    monkeypatch.setattr(m, "embed_images", lambda *args: embed(*args) * np.where(np.arange(21) == 5, 1e6, 1)[:, None])
+    embed, large = m.embed_images, np.where(np.arange(21) == 5, 1e6, 1)[:, None]
+    monkeypatch.setattr(m, "embed_images", lambda *args, **names: embed(*args, **names) * large)
     with pytest.raises(NumericError, match=r'of image "test-5" is not finite as float16.*--dtype float32'):
         index.build(tmp_path / "g", m, items)
 

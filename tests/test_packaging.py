@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import child_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -274,11 +275,11 @@ def installed(distributions, tmp_path_factory) -> Path:
 
 
 def outside(installed: Path, *command: str, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    variables = {name: value for name, value in child_environment().items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(installed / command[0]), *command[1:]],
         cwd=cwd,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import planted
+from helpers import child_environment, planted
 
 from xmodal_jax import log, processes
 from xmodal_jax.checkpoint import Checkpoints
@@ -29,9 +29,8 @@ def launched(output, count, argv):
     command = [sys.executable, "-m", "xmodal_jax", *argv]
     if count > 1:
         command = [sys.executable, str(LOCAL), str(count), *command]
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
     with output.open("w") as file:
-        process = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=child_environment(4 // count), stdout=file, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:

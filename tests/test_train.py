@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import planted
+from helpers import child_environment, planted
 
 from xmodal_jax import cli, log
 from xmodal_jax.checkpoint import Checkpoints
@@ -123,7 +123,7 @@ def test_killed_at_three_random_steps_it_ends_bit_equal(data, tmp_path):
     argv = [sys.executable, "-m", "xmodal_jax", *TINY, f"--config.data.dir={data}", "--workdir", str(tmp_path / "run")]
     rng = random.Random(0)
     kills = 0
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as in this process
+    env = child_environment()
     for target in sorted(rng.sample(range(5, 70), 3)):
         null = subprocess.DEVNULL
         process = subprocess.Popen([*argv, *options], env=env, stdout=null, stderr=null)
