@@ -13,7 +13,7 @@ from test_gallery import bundle_of, data, indexed, scan, scan_gallery, vse  # no
 from xmodal_jax import cli
 from xmodal_jax.bench import search as bench
 from xmodal_jax.errors import UsageError
-from xmodal_jax.inference import engines
+from xmodal_jax.inference import engines, index
 from xmodal_jax.inference import search as searching
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.inference.search import Hit, Searcher
@@ -91,6 +91,28 @@ def test_scoring_in_parts_changes_nothing(scans, monkeypatch):
     got = Searcher(scans, rerank="all").by_text(TEXTS, 21)
     for some, others in zip(got, want, strict=True):
         np.testing.assert_allclose([h.score for h in some], [h.score for h in others], atol=1e-6)
+
+
+def test_real_images_are_searched_among_made_up_ones(scan, vse, data, tmp_path, capsys):  # noqa: F811
+    items = bench.with_made_up(data, ["region"], 40)
+    (read,) = items.read(0)
+    features, mask = read[0]["region"], read[1]
+    assert items.ids[20:22] == ["test-20", "made-up-0"]
+    assert len(items.ids) == len(features) == len(mask) == 40
+    own = next(iter(index.items_of(data, "test", ["region"]).read(0)))
+    np.testing.assert_array_equal(features[:21], own[0]["region"])
+    pool = next(iter(index.items_of(data, "train", ["region"]).read(0)))[0]["region"]
+    assert (features[21:, :, None] == pool.swapaxes(0, 1)).all(-1).any(-1).all()  # each region is a real one
+    argv = ["bench", "rerank", "--data", str(data), "--items", "40", "--json", str(tmp_path / "rows.json")]
+    assert cli.run([*argv, "--bundle", str(scan)]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["items"] for row in rows} == {40}
+    assert all(row["kept@10"] == 1.0 for row in rows)  # all 40 are candidates
+    capsys.readouterr()
+    assert cli.run([*argv, "--bundle", str(vse)]) == 2
+    assert "nothing is re-ranked" in capsys.readouterr().err
+    assert cli.run([*argv[:4], "--items", "20", "--bundle", str(scan)]) == 2
+    assert "21 test images already" in capsys.readouterr().err
 
 
 def test_one_call_scores_all_candidates(scans, monkeypatch):
@@ -373,8 +395,7 @@ def test_measured_shares_are_what_they_say(scans, monkeypatch):
 
 def test_fewer_queries_where_all_would_be_too_many(scans, monkeypatch):
     monkeypatch.setattr(bench, "TIMED", 1)
-    monkeypatch.setattr(bench, "MEASURED", 21 * 4)
-    rows = bench.measure(Searcher(scans), depths=(5,))
+    rows = bench.measure(Searcher(scans), depths=(5,), pairs=21 * 4)
     assert rows[0]["queries"] == 4
     assert rows[0]["items"] == 21
 

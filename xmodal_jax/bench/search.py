@@ -19,6 +19,7 @@ from xmodal_jax.inference.search import PART, Searcher
 from xmodal_jax.progress import Progress
 
 MEASURED = 5_000_000  # pairs that `measure` scores in full, a direction
+RERANKED = 25_000_000  # those of the made-up gallery
 TIMED = 20  # queries timed by it
 ITEMS, WIDTH, K = 100_000, 1024, 10
 BATCH = 32
@@ -67,14 +68,18 @@ def _seconds(engine: engines.Engine, query: np.ndarray) -> float:
 
 
 def measure(
-    searcher: Searcher, depths: Sequence[int] = (50, 100, 200, 400), *, directions: Sequence[str] = ("t2i", "i2t")
+    searcher: Searcher,
+    depths: Sequence[int] = (50, 100, 200, 400),
+    *,
+    directions: Sequence[str] = ("t2i", "i2t"),
+    pairs: int = MEASURED,
 ) -> list[dict[str, Any]]:
     """Coarse search and re-ranking against scoring everything: a row for each direction and number of candidates.
 
     "kept@K" is the share of the exhaustive best K that are among the re-ranked best K; "R@K" the share of queries with
     an own item among the best K, beside "all R@K" when everything is scored. "ms" and "all ms" are the median times of
     ranking for one query that is embedded already, "speed_up" their ratio. Queries are the gallery's own items, spread
-    evenly over it where all would be too many pairs.
+    evenly over it where all would be more than ``pairs`` in a direction.
     """
     images, texts = searcher.gallery.images, searcher.gallery.texts
     out: list[dict[str, Any]] = []
@@ -82,7 +87,7 @@ def measure(
     for name, side, other in (("t2i", images, texts), ("i2t", texts, images)):
         if name not in directions or not (len(side) and len(other)):
             continue
-        count = max(min(len(other), MEASURED // len(side)), 1)
+        count = max(min(len(other), pairs // len(side)), 1)
         rows = np.unique(np.linspace(0, len(other) - 1, count).astype(int))
         query = searcher.stored(other, rows)
         if "t2i" in known and known["t2i"].shape == (len(side), len(rows)):  # all pairs, scored before
@@ -169,7 +174,7 @@ def bench_rerank(bundle: Path, data: Path, items: int = ITEMS) -> list[dict[str,
             raise UsageError(
                 f"The scores of {bundle} are inner products: nothing is re-ranked. Take a system of parts."
             )
-        return measure(searcher, (100, 500, 1000, 5000), directions=("t2i",))
+        return measure(searcher, (100, 500, 1000, 5000), directions=("t2i",), pairs=RERANKED)
 
 
 def with_made_up(data: Path, features: Sequence[str], count: int) -> index.Items:
