@@ -28,10 +28,14 @@ def data(tmp_path_factory):
     return planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6)
 
 
+# One length: each further one that captions are cut to is a compilation of the scores and of their gradients
+SMALL = ["--config.data.batch_size=8", "--config.data.lengths=(8,)", "--config.steps=3"]
+
+
 @pytest.mark.parametrize("spec", [f"{path.name}:{variant},tiny" for path in CONFIGS for variant in variants(path)])
 def test_trains_resumes_and_evaluates(spec, data, tmp_path):
     argv = ["train", "--config", spec, f"--config.data.dir={data}", "--config.data.minimum_count=1"]
-    argv += ["--workdir", str(tmp_path / "run"), "--config.data.batch_size=8", "--config.steps=3"]
+    argv += ["--workdir", str(tmp_path / "run"), *SMALL]
     assert cli.run(argv) == 0
     assert cli.run(argv) == 0
     assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--json", str(tmp_path / "table.json")]) == 0
@@ -44,7 +48,7 @@ def test_trains_resumes_and_evaluates(spec, data, tmp_path):
 def test_one_region_an_image_and_few_known_words(spec, tmp_path):
     data = planted(tmp_path / "set", train=20, other=6, regions=(1, 1))
     argv = ["train", "--config", spec, f"--config.data.dir={data}", "--config.data.minimum_count=18"]
-    argv += ["--workdir", str(tmp_path / "run"), "--config.data.batch_size=8", "--config.steps=3"]
+    argv += ["--workdir", str(tmp_path / "run"), *SMALL]
     assert cli.run(argv) == 0
     assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--json", str(tmp_path / "table.json")]) == 0
     table = json.loads((tmp_path / "table.json").read_text())
