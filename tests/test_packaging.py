@@ -199,11 +199,11 @@ def test_test_command_runs_every_check(checkout, tmp_path, script):
     (_, *pip), *checks = calls(checkout)
     assert pip[-1] == ".[dev]"
     assert {folder for folder, *_ in checks} == {str(checkout)}
-    assert [check[1:] for check in checks] == [
-        ["-m", "ruff", "check", "."],
-        ["-m", "ruff", "format", "--check", "."],
-        ["-m", "pyright", "--pythonpath", f"{checkout}/.venv/bin/python"],
-        [*"-m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q -k".split(), "a and b"],
+    assert [shlex.join(check[1:]) for check in checks] == [
+        "-m ruff check .",
+        "-m ruff format --check .",
+        shlex.join(["-m", "pyright", "--pythonpath", f"{checkout}/.venv/bin/python"]),
+        "-m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q -k 'a and b'",
     ]
     assert bash(command, cwd=tmp_path, FAIL="pyright").returncode == 1
     assert [check[2] for check in calls(checkout)] == ["ruff", "ruff", "pyright"]
