@@ -68,6 +68,13 @@ def test_saved_config_is_read_back_and_compared(tmp_path):
         configs.read(tmp_path)
 
 
+def test_an_unknown_variant_is_one_sentence():
+    with pytest.raises(
+        UsageError, match=r'cannot be loaded: no variant or data set "vsep"; there are vsepp, .*tiny\.$'
+    ):
+        configs.load("vse.py:vsep,f8k")
+
+
 def test_stages_override_the_rest():
     config = configs.load("vse.py:f8k")
     config.stages = ({"epochs": 1.0}, {"epochs": 2.0, "optim": {"lr": 1e-5}, "keep_optimiser": True})

@@ -76,7 +76,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
         plain = parse([])
     except Exception as error:  # a config is the user's Python: whatever it raises is about the config
         lines = [line for line in str(error).splitlines() if len(line) > 1]
-        raise UsageError(f"Config {spec} cannot be loaded: {lines[-1] if lines else type(error).__name__}.") from error
+        why = lines[-1].removeprefix("ValueError: ") if lines else type(error).__name__
+        raise UsageError(f"Config {spec} cannot be loaded: {why}.") from error
     known = list(names(plain))
     for override in overrides:
         key = override.removeprefix("--config.").partition("=")[0].partition("[")[0]
