@@ -19,9 +19,9 @@ from xmodal_jax.inference.search import PART, Searcher
 from xmodal_jax.progress import Progress
 
 MEASURED = 5_000_000  # pairs that `measure` scores in full, a direction
-RERANKED = 10_000_000  # those of the made-up gallery
-AT_A_TIME = 16  # queries scored at once by it: intermediate results stay in the cache of a core
-TIMED = 20  # queries timed by it
+RERANKED = 10_000_000  # those that `bench_rerank` scores, on its larger gallery
+AT_A_TIME = 16  # queries that are scored together in full: intermediate results stay in the cache of a core
+TIMED = 20  # queries that `measure` times
 ITEMS, WIDTH, K = 100_000, 1024, 10
 BATCH = 32
 
