@@ -25,7 +25,7 @@ from xmodal_jax.types import Fragments, Repr
 Score = Callable[[Any, Repr, Repr], jax.Array]
 
 # Words that a block of captions is cut to, a compilation each; gradients take more of it, so they have fewer
-WIDTHS = (8, 12, 16, 20, 24, 32, 64, 128)
+WIDTHS = (10, 12, 14, 16, 18, 20, 24, 32, 64)
 GRADIENT_WIDTHS = (14, 24, 64, 128)
 PIECE = 512  # captions of each device that are gathered at a time
 
