@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> Config:
             "feature": "region",
             "whole_image": True,
             "relation": {"dvsa": "sum_max", "defrag": "defrag"}[variant],
-            "dropout": 0.5,  # a guess
+            "dropout": 0.2,  # a guess; with 0.5 the loss on Flickr8k falls far more slowly
             "dtype": "float32",
         }
     )
@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> Config:
     config.optim.name, config.optim.momentum = "sgd", 0.9
     config.optim.clip_norm, config.optim.clip_value = 0.0, 5.0
     config.optim.lr, config.optim.weight_decay = 1e-4, 0.0  # guesses, for a loss summed over the batch
-    config.optim.schedule.kind = "constant"  # a guess, as are the default 30 epochs
+    config.optim.schedule.kind = "cosine"  # a guess, as are the default 30 epochs
     if data == "scenes":
         config.model.embed_dim, config.model.hidden_dim, config.model.word_dim = 128, 128, 64
         config.data.batch_size, config.optim.lr = 128, 1e-3

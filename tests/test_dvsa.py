@@ -170,7 +170,7 @@ def test_model_ignores_padding_and_survives_empty_items(options):
 
 def test_dropout_acts_before_every_matrix_but_the_recurrent_ones():
     """Through an identity an output is kept twice as large or dropped, if nothing before it has seen dropout."""
-    model, params, batch = make(embed_dim=8)
+    model, params, batch = make(embed_dim=8, dropout=0.5)
     params["brnn"]["output"] = {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}
     mute = {**params, "brnn": {**params["brnn"], "input": {**params["brnn"]["input"], "kernel": jnp.zeros((5, 8))}}}
     params["project"] = {"kernel": jnp.eye(7, 8), "bias": jnp.zeros(8)}

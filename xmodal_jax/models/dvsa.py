@@ -117,7 +117,7 @@ class Model(Matcher):
     feature: str = "region"
     whole_image: bool = True
     relation: str = "sum_max"
-    dropout: float = 0.5
+    dropout: float = 0.2
     dtype: Any = "float32"
 
     def setup(self) -> None:
