@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> Config:
     config.optim.schedule.kind = "cosine"  # a guess, as are the default 30 epochs
     if data == "scenes":
         config.model.embed_dim, config.model.hidden_dim, config.model.word_dim = 128, 128, 64
-        config.data.batch_size, config.optim.lr = 128, 1e-3
+        config.data.batch_size = 128
         config.data.dev_images = 0
     if tiny:
         shrink(config)
