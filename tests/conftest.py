@@ -25,7 +25,7 @@ def one_device(monkeypatch):
     """Runs use one device instead of eight virtual ones, which two cores would only simulate slowly."""
     import jax
 
-    from xmodal_jax import parallel
+    from xmodal_jax.training import parallel
 
     monkeypatch.setitem(parallel.RUNNERS, "jit", lambda _: parallel.jit_runner(jax.devices()[:1]))
     monkeypatch.setattr(parallel, "check_divides", lambda *_: None)

@@ -1,12 +1,14 @@
 """A small gallery with pictures, boxes and hostile captions, of a SCAN with random parameters."""
 
 from xmodal_jax import config as configs
-from xmodal_jax import export, setup
-from xmodal_jax.data import records, scenes
+from xmodal_jax.data import scenes, writer
 from xmodal_jax.data.records import open_dataset
-from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.export import functions
+from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
-from xmodal_jax.step import initialise
+from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.training import setup
+from xmodal_jax.training.step import initialise
 from xmodal_jax.types import Batch
 
 HOSTILE = [
@@ -36,7 +38,7 @@ def data(folder, *, count=COUNT, seed=0):
             item, _ = scenes.make_item(seed, row, pictures)
             yield item._replace(captions=[HOSTILE[row % len(HOSTILE)], item.captions[0]])
 
-    records.write(folder, {"test": items()}, name="hostile", source={"scenes": 1, "images": count, "seed": seed})
+    writer.write(folder, {"test": items()}, name="hostile", source={"scenes": 1, "images": count, "seed": seed})
     return folder
 
 
@@ -47,7 +49,7 @@ def bundle(folder, dataset, *, seed=0):
     vocabulary = Vocabulary.build(texts, 1)
     model = setup.make_model(config, vocabulary)
     features = {"region": (None, 158)}
-    init = initialise(model, Batch(*export.example_of(features, 10, 16)), seed)
+    init = initialise(model, Batch(*functions.example_of(features, 10, 16)), seed)
     parts = {"config": config, "model": model, "variables": {"params": init.params, **init.model_state}}
     card = export.Card("Random numbers.", "rendered", None, "Not measured.")
     export.write(folder, **parts, vocabulary=vocabulary, features=features, card=card, regions=10, extractor="scenes")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xmodal_jax.data import records
+from xmodal_jax.data import records, writer
 
 WORDS = [f"{kind}{i}" for kind in ("red", "big", "dog", "sea") for i in range(4)]
 
@@ -36,7 +36,7 @@ def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), feat
             yield records.Item(f"{split}-{i}", texts, arrays, boxes, (10, 20))
 
     splits = {"train": items("train", train), "dev": items("dev", other), "test": items("test", other)}
-    records.write(folder, splits, name="planted", source={"kind": "planted", "seed": seed})
+    writer.write(folder, splits, name="planted", source={"kind": "planted", "seed": seed})
     return folder
 
 

@@ -14,12 +14,13 @@ from conftest import GOLDEN, ROOT
 from ml_collections import ConfigDict
 from test_vse_golden import layout, lookup
 
-from xmodal_jax import losses, schedules
+from xmodal_jax import losses
 from xmodal_jax.convert import systems
 from xmodal_jax.models.adapt import Conditioner, Filtered, Model
-from xmodal_jax.optim import make_optimiser
-from xmodal_jax.pairwise import Block, pairwise
 from xmodal_jax.similarity import fovea
+from xmodal_jax.similarity.pairwise import Block, pairwise
+from xmodal_jax.training import schedules
+from xmodal_jax.training.optim import make_optimiser
 from xmodal_jax.types import Images, Texts
 
 ARRAYS = np.load(GOLDEN / "adapt.npz")

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from helpers import planted
 
-from xmodal_jax import attend, cli, similarity
+from xmodal_jax import cli, similarity
 from xmodal_jax.errors import DataError, UsageError
-from xmodal_jax.evaluate import Run
+from xmodal_jax.evaluation.run import Run
 from xmodal_jax.models import adapt, chan, dvsa, scan, sgraf, vse
-from xmodal_jax.setup import make_captions, make_reader
 from xmodal_jax.similarity.attention import NORMS
+from xmodal_jax.training.setup import make_captions, make_reader
 from xmodal_jax.types import Batch, Images, Texts
+from xmodal_jax.verbs import attend
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -10,9 +10,10 @@ import scipy.linalg
 import scipy.sparse
 from helpers import planted
 
-from xmodal_jax import baseline, cli
+from xmodal_jax import cli
+from xmodal_jax.baselines import cca as baseline
 from xmodal_jax.errors import DataError, NumericError, UsageError
-from xmodal_jax.evaluate import Member, scaled
+from xmodal_jax.evaluation.vote import Member, scaled
 
 
 def correlated(rho, *, n_images=4000, noise=3, seed=0):

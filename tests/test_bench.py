@@ -89,7 +89,7 @@ def test_vse_equals_its_loop(small):
 def test_ranks_equal_their_loop(small):
     pytest.importorskip("torch", reason="torch (extra bench) is not installed")
     from xmodal_jax.bench import loops
-    from xmodal_jax.retrieval.rank import ranks
+    from xmodal_jax.evaluation.rank import ranks
 
     image, text = (np.random.default_rng(i).normal(size=(n, 16)) for i, n in enumerate((20, 60)))
     positive = np.arange(20)[:, None] == np.arange(60) // 3

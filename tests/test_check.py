@@ -8,7 +8,8 @@ import pytest
 
 from xmodal_jax.data import writer
 from xmodal_jax.data.check import check, main
-from xmodal_jax.data.records import Item, open_dataset, write
+from xmodal_jax.data.records import Item, open_dataset
+from xmodal_jax.data.writer import write
 from xmodal_jax.errors import DataError
 
 

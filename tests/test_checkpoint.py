@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal_jax.checkpoint import Checkpoints, warm_start
 from xmodal_jax.errors import CheckpointError
-from xmodal_jax.step import TrainState
+from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training.step import TrainState
 
 PARAMS = {"a": {"kernel": jnp.arange(4.0)}, "embed": jnp.ones((2, 3))}
 
@@ -100,7 +100,7 @@ sys.path.insert(0, {tests!r})
 import jax.numpy as jnp
 from pathlib import Path
 from test_checkpoint import state
-from xmodal_jax.checkpoint import Checkpoints
+from xmodal_jax.training.checkpoint import Checkpoints
 from xmodal_jax.errors import CheckpointError
 
 checkpoints = Checkpoints(Path({folder!r}))

@@ -10,9 +10,11 @@ import pytest
 from test_losses import example
 from test_step import make, make_batch
 
-from xmodal_jax import chunked, losses, parallel, similarity
+from xmodal_jax import losses, similarity
+from xmodal_jax.losses import chunked
 from xmodal_jax.models.vse import Model
-from xmodal_jax.step import counted, loss_fn
+from xmodal_jax.training import parallel
+from xmodal_jax.training.step import counted, loss_fn
 from xmodal_jax.types import Images, Texts
 
 LOSSES = [

@@ -11,10 +11,10 @@ from torch_files import Tensors, addict, call, instance, run, storage, stream, t
 
 import xmodal_jax
 from xmodal_jax import cli
-from xmodal_jax.checkpoint import flat
 from xmodal_jax.convert import flow, words
-from xmodal_jax.data.text import SPECIAL, Vocabulary
 from xmodal_jax.errors import CheckpointError
+from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
+from xmodal_jax.training.checkpoint import flat
 from xmodal_jax.types import Images, Texts
 
 CASES = {  # name -> system, file of golden arrays, prefix in it

@@ -14,7 +14,7 @@ from test_vse_golden import layout, lookup
 from xmodal_jax import losses, similarity
 from xmodal_jax.convert import systems
 from xmodal_jax.models.scan import Model
-from xmodal_jax.pairwise import Block, pairwise
+from xmodal_jax.similarity.pairwise import Block, pairwise
 from xmodal_jax.types import Fragments, Images, Texts
 
 POOLS = {"LogSumExp": "lse", "Mean": "mean", "Sum": "sum", "Max": "max"}

@@ -11,8 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import xmodal_jax.losses
-from xmodal_jax import __version__, doctor
+from xmodal_jax import __version__
 from xmodal_jax.errors import UsageError
+from xmodal_jax.verbs import doctor
 
 
 def run(capsys, path=None) -> tuple[int, str]:

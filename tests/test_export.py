@@ -16,13 +16,16 @@ from helpers import damages, planted
 from safetensors.numpy import load_file
 
 import xmodal_jax
-from xmodal_jax import bundle as bundles
-from xmodal_jax import cli, export, setup
+from xmodal_jax import cli
 from xmodal_jax import config as configs
-from xmodal_jax.data.text import SPECIAL, Vocabulary
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
-from xmodal_jax.inference.matcher import take
-from xmodal_jax.step import initialise
+from xmodal_jax.export import functions
+from xmodal_jax.export import run as export
+from xmodal_jax.inference import layout as bundles
+from xmodal_jax.inference.bundle import take
+from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
+from xmodal_jax.training import setup
+from xmodal_jax.training.step import initialise
 from xmodal_jax.types import Batch, Images, Texts
 
 SYSTEMS = [
@@ -55,7 +58,7 @@ def build(spec):
     vocabulary = Vocabulary([*SPECIAL, *WORDS])
     model = setup.make_model(config, vocabulary)
     features = {own: SIZES[own] for own in setup.features_of(config)}
-    example = export.example_of(features, 6, 16)
+    example = functions.example_of(features, 6, 16)
     init = initialise(model, Batch(*example), 0)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(
@@ -115,11 +118,8 @@ def test_exported_scores_are_the_live_ones(spec, tmp_path):
 
 def test_parameters_that_nothing_reads_stay_behind():
     structs = [jax.ShapeDtypeStruct((2,), np.float32)] * 3
-    assert export.used(lambda p, x: jax.numpy.tanh(p[0]) + x * jax.jit(lambda a: a + 1)(p[2]), structs, structs[0]) == [
-        True,
-        False,
-        True,
-    ]
+    used = functions.used(lambda p, x: jax.numpy.tanh(p[0]) + x * jax.jit(lambda a: a + 1)(p[2]), structs, structs[0])
+    assert used == [True, False, True]
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,18 @@ import pytest
 from helpers import WORDS, damages, planted
 
 import xmodal_jax
-from xmodal_jax import bundle as bundles
-from xmodal_jax import cli, export, setup
+from xmodal_jax import cli
 from xmodal_jax import config as configs
-from xmodal_jax.data.text import SPECIAL, Vocabulary
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
+from xmodal_jax.export import functions
+from xmodal_jax.export import run as export
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import index
+from xmodal_jax.inference import layout as bundles
 from xmodal_jax.inference.gallery import Gallery
-from xmodal_jax.step import initialise
+from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
+from xmodal_jax.training import setup
+from xmodal_jax.training.step import initialise
 from xmodal_jax.types import Batch
 
 CARD = export.Card("Random numbers.", "none", None, "Not measured.")
@@ -34,7 +37,7 @@ def bundle_of(spec, out, *, feature="region", seed=0, extractor=None):
     vocabulary = Vocabulary([*SPECIAL, *WORDS])
     model = setup.make_model(config, vocabulary)
     features = {"region": {"region": (None, 8)}, "global": {"global": (8,)}}[feature]
-    init = initialise(model, Batch(*export.example_of(features, 5, 16)), seed)
+    init = initialise(model, Batch(*functions.example_of(features, 5, 16)), seed)
     variables = {"params": init.params, **init.model_state}
     random = np.random.default_rng(seed)
     variables = jax.tree.map(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.losses import triplet
-from xmodal_jax.schedules import loss_options
+from xmodal_jax.training.schedules import loss_options
 
 
 def brute_force(scores, positive, where, margin):

@@ -9,10 +9,10 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from xmodal_jax import schedules
 from xmodal_jax.defaults import base
 from xmodal_jax.errors import UsageError
-from xmodal_jax.optim import make_optimiser, match_rules
+from xmodal_jax.training import schedules
+from xmodal_jax.training.optim import make_optimiser, match_rules
 
 PARAMS: Any = {
     "image": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.1, -0.1])},

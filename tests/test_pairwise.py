@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from test_step import make
 
-from xmodal_jax import losses, pairwise, parallel, similarity
+from xmodal_jax import losses, similarity
 from xmodal_jax.models.scan import Model
-from xmodal_jax.pairwise import Block
+from xmodal_jax.similarity import pairwise
+from xmodal_jax.similarity.pairwise import Block
+from xmodal_jax.training import parallel
 from xmodal_jax.types import Batch, Fragments, Images, Texts
 
 

@@ -10,8 +10,8 @@ from helpers import planted
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline, image_batches, text_batches
 from xmodal_jax.data.records import open_dataset
-from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import UsageError
+from xmodal_jax.text.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from helpers import child_environment, planted
 
-from xmodal_jax import log, processes
-from xmodal_jax.checkpoint import Checkpoints
 from xmodal_jax.errors import UsageError
+from xmodal_jax.training import log, processes
+from xmodal_jax.training.checkpoint import Checkpoints
 
 LOCAL = Path(__file__).resolve().parent.parent / "launch" / "local.py"
 PATIENCE = 280  # seconds for a launch

@@ -7,7 +7,7 @@ import pytest
 from conftest import GOLDEN
 
 from xmodal_jax.errors import UsageError
-from xmodal_jax.retrieval import protocols, ranks, table
+from xmodal_jax.evaluation import protocols, ranks, table
 
 
 def ranked(random, number, strength=2.0):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from xmodal_jax import retrieval
+from xmodal_jax import evaluation as retrieval
 from xmodal_jax.errors import DataError, NumericError
-from xmodal_jax.retrieval import rank
+from xmodal_jax.evaluation import rank
 
 
 def brute_force(scores, positive):
@@ -195,7 +195,7 @@ def test_positives_are_masked_not_compared_across_products(monkeypatch):
 
 MEMORY = """
 import resource, numpy, jax
-from xmodal_jax.retrieval import blocked_ranks
+from xmodal_jax.evaluation import blocked_ranks
 random = numpy.random.default_rng(0)
 image = random.standard_normal((5000, 1024), numpy.float32)
 text = random.standard_normal((25000, 1024), numpy.float32)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data import records, writer
-from xmodal_jax.data.records import Item, finite, open_dataset, verify, write
+from xmodal_jax.data.records import Item, finite, open_dataset, verify
+from xmodal_jax.data.writer import write
 from xmodal_jax.errors import DataError
 
 SOURCE = {"importer": "test"}
@@ -74,7 +75,8 @@ def test_tfds_opens_it_and_nothing_imports_tensorflow(prepared):
     code = """if True:
         import sys
         import numpy as np, tensorflow_datasets as tfds
-        from xmodal_jax.data.records import Item, open_dataset, write
+        from xmodal_jax.data.records import Item, open_dataset
+        from xmodal_jax.data.writer import write
         source = tfds.builder_from_directory(sys.argv[1]).as_data_source("test")
         example = source[1]
         print(len(source), example["features"]["region"].dtype, example["features"]["region"].shape,

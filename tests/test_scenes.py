@@ -11,8 +11,9 @@ import pytest
 
 from xmodal_jax.data import records
 from xmodal_jax.data.scenes import features, language, main, make, make_item, render, split_ranges, world
-from xmodal_jax.data.text import Vocabulary, tokenize
 from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.text.tokens import tokenize
+from xmodal_jax.text.vocabulary import Vocabulary
 
 SEED = 0
 NOUNS = {word: shape for shape, words in language.SHAPE_WORDS.items() for word in words}

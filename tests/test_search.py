@@ -14,9 +14,11 @@ from xmodal_jax import cli
 from xmodal_jax.bench import search as bench
 from xmodal_jax.errors import UsageError
 from xmodal_jax.inference import engines, index
+from xmodal_jax.inference import measure as measuring
 from xmodal_jax.inference import search as searching
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.inference.search import Hit, Searcher
+from xmodal_jax.verbs import search as commands
 
 TEXTS = ["red0 dog1 sea2", "big3", "dog0 dog1 dog2 dog3 red0 red1 red2 red3 big0 big1 sea3"]
 
@@ -337,12 +339,12 @@ def test_a_picture_is_a_query(data, tmp_path, capsys):  # noqa: F811
     image = pytest.importorskip("PIL.Image", reason="pillow (extra image) is not installed")
     bundle = bundle_of("vse.py:vsepp", tmp_path / "b", extractor="scenes")
     gallery = indexed(bundle, data, tmp_path / "g")
-    from xmodal_jax.inference import matcher
+    from xmodal_jax.inference import bundle as module
 
     region = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     made = {"region": region, "boxes": np.zeros((3, 4), np.float32)}
-    old = matcher.EXTRACTORS["scenes"]
-    matcher.EXTRACTORS["scenes"] = lambda picture: made
+    old = module.EXTRACTORS["scenes"]
+    module.EXTRACTORS["scenes"] = lambda picture: made
     try:
         image.new("RGB", (8, 8)).save(tmp_path / "p.png")
         capsys.readouterr()
@@ -357,12 +359,12 @@ def test_a_picture_is_a_query(data, tmp_path, capsys):  # noqa: F811
         want = m.score(m.embed_images(padded[None], [[1, 1, 1, 0, 0]]), searcher.gallery.texts.vectors)
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(want[0])[::-1][:3], atol=1e-6)
     finally:
-        matcher.EXTRACTORS["scenes"] = old
+        module.EXTRACTORS["scenes"] = old
 
 
 def test_captions_cannot_command_the_terminal():
     hit = Hit(1, 0.5, 0, "a\x1b[2J", ["x\x1b]0;y\n" + "long " * 100, "z"], None)
-    lines = searching.table([hit], 80)
+    lines = commands.table([hit], 80)
     assert "\x1b" not in "".join(lines)
     assert "\n" not in "".join(lines)
     assert len(lines[1]) == 80
@@ -373,8 +375,8 @@ def test_captions_cannot_command_the_terminal():
 
 
 def test_measured_shares_are_what_they_say(scans, monkeypatch):
-    monkeypatch.setattr(bench, "TIMED", 2)
-    rows = bench.measure(Searcher(scans), depths=(3, 10, 400))
+    monkeypatch.setattr(measuring, "TIMED", 2)
+    rows = measuring.measure(Searcher(scans), depths=(3, 10, 400))
     assert [(row["direction"], row["candidates"]) for row in rows] == [
         (d, n) for d in ("t2i", "i2t") for n in (3, 10, 400)
     ]
@@ -394,14 +396,14 @@ def test_measured_shares_are_what_they_say(scans, monkeypatch):
 
 
 def test_fewer_queries_where_all_would_be_too_many(scans, monkeypatch):
-    monkeypatch.setattr(bench, "TIMED", 1)
-    rows = bench.measure(Searcher(scans), depths=(5,), pairs=21 * 4)
+    monkeypatch.setattr(measuring, "TIMED", 1)
+    rows = measuring.measure(Searcher(scans), depths=(5,), pairs=21 * 4)
     assert rows[0]["queries"] == 4
     assert rows[0]["items"] == 21
 
 
 def test_measure_on_the_command_line(scans, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "TIMED", 1)
+    monkeypatch.setattr(measuring, "TIMED", 1)
     code, out, _ = run(capsys, scans.path, "--measure")
     assert code == 0
     assert len(out.splitlines()) == 10

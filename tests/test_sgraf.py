@@ -13,7 +13,7 @@ from xmodal_jax import losses
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.models.sgraf import Model
-from xmodal_jax.step import Objective, loss_fn
+from xmodal_jax.training.step import Objective, loss_fn
 from xmodal_jax.types import Batch, Images, Texts
 
 ARRAYS = np.load(GOLDEN / "sgraf.npz")

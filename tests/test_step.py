@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal_jax import losses, parallel, similarity
+from xmodal_jax import losses, similarity
 from xmodal_jax.errors import UsageError
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.models.vse import Model
-from xmodal_jax.pairwise import Block
-from xmodal_jax.step import Initial, Objective, check_weights, counted, loss_fn, make_state, train_step
+from xmodal_jax.similarity.pairwise import Block
+from xmodal_jax.training import parallel
+from xmodal_jax.training.step import Initial, Objective, check_weights, counted, loss_fn, make_state, train_step
 from xmodal_jax.types import Batch, Images, Texts
 
 

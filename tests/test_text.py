@@ -17,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_jax import setup
-from xmodal_jax.data.text import END, SPECIAL, START, UNKNOWN, Vocabulary, load_word_vectors, tokenize
 from xmodal_jax.errors import CheckpointError, DataError
+from xmodal_jax.text.tokens import tokenize
+from xmodal_jax.text.vectors import load_word_vectors
+from xmodal_jax.text.vocabulary import END, SPECIAL, START, UNKNOWN, Vocabulary
+from xmodal_jax.training import setup
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "tokens.jsonl"
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from helpers import child_environment, planted
 
-from xmodal_jax import cli, log
-from xmodal_jax.checkpoint import Checkpoints
+from xmodal_jax import cli
+from xmodal_jax.training import log
+from xmodal_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -30,7 +30,9 @@ def verb(verbs, name: str, handler: str, summary: str, example: str) -> argparse
 
 
 def add_demo(verbs) -> None:
-    parser = verb(verbs, "demo", "demo:main", "the main job on the built-in data set, with a report", "xmodal demo")
+    parser = verb(
+        verbs, "demo", "verbs.demo:main", "the main job on the built-in data set, with a report", "xmodal demo"
+    )
     parser.add_argument("--workdir", type=Path, default=Path("demo"), help="folder for data, run and report")
     parser.add_argument("--tiny", action="store_true", help="60 pictures and two epochs, for a quick check")
     parser.add_argument("--seed", type=int, default=0)
@@ -137,7 +139,7 @@ def add_attend(verbs) -> None:
     parser = verb(
         verbs,
         "attend",
-        "attend:main",
+        "verbs.attend:main",
         "draw which regions of an image the words of a caption look at",
         'xmodal attend --workdir demo/run --image scene-0-000003 --caption "two red squares" --out attention.png',
     )
@@ -154,7 +156,7 @@ def add_export(verbs) -> None:
     parser = verb(
         verbs,
         "export",
-        "export:main",
+        "export.run:main",
         "a run as a bundle, for use without the training code",
         "xmodal export --workdir runs/vsepp --out vsepp.bundle",
     )
@@ -211,7 +213,7 @@ def add_search(verbs) -> None:
     parser = verb(
         verbs,
         "search",
-        "inference.search:main",
+        "verbs.search:main",
         "images for a sentence, or captions for an image",
         'xmodal search f8k.gallery "a dog on the beach" -k 5',
     )
@@ -251,7 +253,7 @@ def add_baseline(verbs) -> None:
     parser = verb(
         verbs,
         "baseline",
-        "baseline:main",
+        "baselines.cca:main",
         "linear baselines without a network",
         "xmodal baseline cca --data data/f8k --features global",
     )
@@ -294,13 +296,15 @@ def add_bench(verbs) -> None:
 
 
 def add_show(verbs) -> None:
-    parser = verb(verbs, "show", "show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
+    parser = verb(verbs, "show", "verbs.show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
     parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several to compare")
     parser.add_argument("--curves", type=Path, help="draw loss and dev recall to this picture")
 
 
 def add_doctor(verbs) -> None:
-    parser = verb(verbs, "doctor", "doctor:main", "versions, devices, extras and a short self-test", "xmodal doctor")
+    parser = verb(
+        verbs, "doctor", "verbs.doctor:main", "versions, devices, extras and a short self-test", "xmodal doctor"
+    )
     parser.add_argument("--json", type=Path, help="also write the findings here")
 
 

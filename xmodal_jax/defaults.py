@@ -33,8 +33,8 @@ def base(data: str) -> Config:
     config.steps = 0  # overrides epochs where positive
     config.ema = 0.0  # decay of the averaged weights, 0 = off; evaluation scores them where on
     config.parallel = "jit"  # or "pmap"
-    config.block = ()  # (images, captions, pairs) scored at a time, see xmodal_jax.pairwise.Block; () = by device
-    config.chunk = 0  # images scored at a time by a loss that never holds all scores, see xmodal_jax.chunked; 0 = off
+    config.block = ()  # (images, captions, pairs) scored at a time, see similarity.pairwise.Block; () = by device
+    config.chunk = 0  # images scored at a time by a loss that never holds all scores, see losses.chunked; 0 = off
     config.data = ConfigDict(
         {
             "dir": DATA[data],

@@ -15,19 +15,19 @@ from typing import Any
 import jax
 
 from xmodal_jax import config as configs
-from xmodal_jax import processes, schedules, setup
-from xmodal_jax.checkpoint import Checkpoints, warm_start
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import TrainPipeline
 from xmodal_jax.data.records import Dataset, open_dataset
-from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, NumericError
-from xmodal_jax.evaluate import Evaluator
-from xmodal_jax.log import CollapseDetector, Log
-from xmodal_jax.optim import make_optimiser
-from xmodal_jax.parallel import local, make_runner
+from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
-from xmodal_jax.step import Initial, TrainState, check_weights, initialise, make_state, train_step
+from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.training import processes, schedules, setup
+from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training.log import CollapseDetector, Log
+from xmodal_jax.training.optim import make_optimiser
+from xmodal_jax.training.parallel import local, make_runner
+from xmodal_jax.training.step import Initial, TrainState, check_weights, initialise, make_state, train_step
 from xmodal_jax.types import Config
 
 

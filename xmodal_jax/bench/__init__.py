@@ -122,7 +122,8 @@ def main(args: argparse.Namespace) -> int:
                 )
             )
     elif args.what == "rerank":
-        from xmodal_jax.bench.search import bench_rerank, print_measured
+        from xmodal_jax.bench.search import bench_rerank
+        from xmodal_jax.inference.measure import print_measured
 
         if args.bundle is None or args.data is None:
             raise UsageError("bench rerank needs --bundle, of a system that re-ranks, and --data, prepared for it.")

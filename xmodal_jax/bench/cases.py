@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax import chunked, losses, similarity
-from xmodal_jax.pairwise import pairwise
+from xmodal_jax import losses, similarity
+from xmodal_jax.losses import chunked
+from xmodal_jax.similarity.pairwise import pairwise
 from xmodal_jax.types import Batch, Fragments, Images, Texts
 
 B, R, D, W = 128, 36, 1024, 20
@@ -155,7 +156,7 @@ def scan_step() -> Case:
     import optax
 
     from xmodal_jax.models.scan import Model
-    from xmodal_jax.step import Objective, initialise, make_state, train_step
+    from xmodal_jax.training.step import Objective, initialise, make_state, train_step
 
     features, vocabulary, word_dim = 2048, 8000, 300
     random = np.random.default_rng(0)
@@ -195,7 +196,7 @@ def eval_matrix() -> Case:
 
 def ranks_5k() -> Case:
     """Ranks of 5,000 images and 25,000 captions by the cosine of embeddings [N, D], both directions."""
-    from xmodal_jax.retrieval.rank import blocked_ranks
+    from xmodal_jax.evaluation.rank import blocked_ranks
 
     images, per_image, few = 5000, 5, 40
     random = np.random.default_rng(0)

@@ -11,8 +11,9 @@ import numpy as np
 
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
-from xmodal_jax.data.records import Item, open_dataset, write
-from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.data.records import Item, open_dataset
+from xmodal_jax.data.writer import write
+from xmodal_jax.text.vocabulary import Vocabulary
 
 REGIONS, FEATURES = 36, 2048
 

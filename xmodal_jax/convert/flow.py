@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from xmodal_jax import bundle, export, setup
-from xmodal_jax.checkpoint import flat
 from xmodal_jax.convert import pth, systems, words
-from xmodal_jax.data.text import Vocabulary
+from xmodal_jax.digest import sha256
 from xmodal_jax.errors import CheckpointError
+from xmodal_jax.export import functions
+from xmodal_jax.export import run as export
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.training import setup
+from xmodal_jax.training.checkpoint import flat
 from xmodal_jax.types import Batch, Config
 
 REPOSITORIES = {
@@ -131,7 +134,7 @@ def arrange(name: str, array: np.ndarray, order: list[int] | None) -> jax.Array:
 
 def wanted(model: Matcher, features: export.Features) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters and running statistics of the model."""
-    batch = Batch(*export.example_of(features, 4, 8))
+    batch = Batch(*functions.example_of(features, 4, 8))
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     return {name: leaf.shape for name, leaf in flat(jax.eval_shape(model.init, keys, batch)).items()}
 
@@ -174,7 +177,7 @@ def main(args: argparse.Namespace) -> int:
     """`xmodal convert`: read the checkpoint, say what became of it, write the bundle."""
     made = convert(args.system, args.checkpoint, args.vocab)
     print(report(made, args.checkpoint))
-    digest = bundle.sha256(args.checkpoint)
+    digest = sha256(args.checkpoint)
     notes = "".join(f" Note: {note}." for note in made.notes)
     data = str(made.options.get("data_name", ""))
     export.write(

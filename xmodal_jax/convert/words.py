@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax.convert import pth
-from xmodal_jax.data.text import SPECIAL, Vocabulary
 from xmodal_jax.errors import CheckpointError
+from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 
 LARGEST = 64 << 20  # bytes of JSON
 MASK = "<mask>"  # the last word of some vocabularies of VSE-infinity, which ours do not count

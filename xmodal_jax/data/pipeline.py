@@ -14,8 +14,8 @@ import numpy as np
 
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.records import Split
-from xmodal_jax.data.text import Vocabulary
 from xmodal_jax.errors import DataError, UsageError, require
+from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.types import Batch, Images, Texts
 
 

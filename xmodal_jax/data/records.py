@@ -16,9 +16,7 @@ import difflib
 import functools
 import hashlib
 import json
-import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,72 +53,6 @@ def finite(array: np.ndarray) -> bool:
     """Whether no value of a float16, float32 or bfloat16 array is NaN or infinite, told by the exponent bits."""
     unsigned, exponent = _EXPONENT[array.dtype]
     return array.size == 0 or int((array.view(unsigned) & exponent).max()) != exponent
-
-
-def write(
-    directory: str | Path,
-    splits: Mapping[str, Iterable[Item]],
-    *,
-    name: str,
-    source: Mapping[str, Any],
-    totals: Mapping[str, int] | None = None,
-    report: Sequence[Mapping[str, Any]] = (),
-    extras: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> dict[str, Any]:
-    """Write a prepared data set and return its manifest; one image is held in memory at a time.
-
-    A split without images is left out. ``source`` says where the data came from; ``totals`` (images a split) only
-    feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``, and so do
-    ``extras``, further JSONL files by name. A finished ``directory`` of the same ``source`` is left as it is. The work
-    happens in ``<directory>.partial``, renamed when complete.
-
-    Raises:
-      DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.
-    """
-    from xmodal_jax.data.writer import Writer
-
-    directory = Path(directory).resolve()
-    finished = prepared(directory, source)
-    if finished is not None:
-        print(f"{directory}: already prepared from this source, nothing to do.", file=sys.stderr)
-        return finished
-    partial = directory.with_name(directory.name + ".partial")
-    try:
-        partial.mkdir(parents=True)
-    except FileExistsError:
-        raise DataError(
-            f"{partial} exists: another import is at work there, or one was killed; remove it and try again."
-        ) from None
-    try:
-        writer = Writer(partial, name)
-        for split, items in splits.items():
-            writer.add_split(split, items, (totals or {}).get(split, 0))
-        manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})})
-        partial.rename(directory)
-    except BaseException:  # an interrupt must not leave half a set behind either
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return manifest
-
-
-def prepared(directory: str | Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a set finished from ``source``, None where ``directory`` is free; DataError otherwise."""
-    directory = Path(directory)
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return None
-    if not (directory / MANIFEST).is_file():
-        raise DataError(f"{directory} exists and is not a prepared data set; choose another --out or empty it.")
-    manifest = open_dataset(directory).manifest
-    if manifest["source"] != _plain(source):
-        raise DataError(
-            f"{directory} holds a set prepared from another source or with other options, or the source files have "
-            "changed since; choose another --out or remove it."
-        )
-    return manifest
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 # Integrity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data import records
-from xmodal_jax.data.records import DTYPES, Item, finite
+from xmodal_jax.data.records import DTYPES, MANIFEST, REPORT, Item, finite, open_dataset
 from xmodal_jax.errors import DataError, require
 from xmodal_jax.progress import Progress
 
@@ -272,3 +273,67 @@ class Writer:
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (self.directory / records.MANIFEST).write_text(text + "\n", encoding="utf-8")
         return manifest
+
+
+def write(
+    directory: str | Path,
+    splits: Mapping[str, Iterable[Item]],
+    *,
+    name: str,
+    source: Mapping[str, Any],
+    totals: Mapping[str, int] | None = None,
+    report: Sequence[Mapping[str, Any]] = (),
+    extras: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> dict[str, Any]:
+    """Write a prepared data set and return its manifest; one image is held in memory at a time.
+
+    A split without images is left out. ``source`` says where the data came from; ``totals`` (images a split) only
+    feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``, and so do
+    ``extras``, further JSONL files by name. A finished ``directory`` of the same ``source`` is left as it is. The work
+    happens in ``<directory>.partial``, renamed when complete.
+
+    Raises:
+      DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.
+    """
+    directory = Path(directory).resolve()
+    finished = prepared(directory, source)
+    if finished is not None:
+        print(f"{directory}: already prepared from this source, nothing to do.", file=sys.stderr)
+        return finished
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise DataError(
+            f"{partial} exists: another import is at work there, or one was killed; remove it and try again."
+        ) from None
+    try:
+        writer = Writer(partial, name)
+        for split, items in splits.items():
+            writer.add_split(split, items, (totals or {}).get(split, 0))
+        manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})})
+        partial.rename(directory)
+    except BaseException:  # an interrupt must not leave half a set behind either
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def prepared(directory: str | Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a set finished from ``source``, None where ``directory`` is free; DataError otherwise."""
+    directory = Path(directory)
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if not (directory / MANIFEST).is_file():
+        raise DataError(f"{directory} exists and is not a prepared data set; choose another --out or empty it.")
+    manifest = open_dataset(directory).manifest
+    if manifest["source"] != _plain(source):
+        raise DataError(
+            f"{directory} holds a set prepared from another source or with other options, or the source files have "
+            "changed since; choose another --out or remove it."
+        )
+    return manifest
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))

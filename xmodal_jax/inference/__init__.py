@@ -1,5 +1,5 @@
 """Using a trained matcher: load a bundle, embed, score, search, serve. Imports neither TensorFlow nor any model."""
 
-from xmodal_jax.inference.matcher import Bundle, load
+from xmodal_jax.inference.bundle import Bundle, load
 
 __all__ = ["Bundle", "load"]

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax import bundle as bundles
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
-from xmodal_jax.inference.matcher import Bundle, Embedding, load
+from xmodal_jax.inference import layout
+from xmodal_jax.inference.bundle import Bundle, Embedding, load
 
 FORMAT, VERSION = "xmodal_jax gallery", 1
 AGAIN = "index the data again with `xmodal index`, or fetch the gallery again"
@@ -137,9 +137,9 @@ class Gallery:
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True, pictures: Path | None = None):
         self.path = Path(path)
-        self.manifest = bundles.read_manifest(self.path, FORMAT, VERSION, AGAIN)
+        self.manifest = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)
         if verify:
-            bundles.check_files(self.path, self.manifest, AGAIN)
+            layout.check_files(self.path, self.manifest, AGAIN)
         self.folder = Path(pictures or self.manifest["data"]["folder"])
         self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
         self._check_lines()

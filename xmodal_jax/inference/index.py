@@ -18,10 +18,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax import bundle as bundles
 from xmodal_jax.errors import CheckpointError, NumericError, UsageError
 from xmodal_jax.inference import gallery as galleries
-from xmodal_jax.inference.matcher import Bundle, Embedding, load, take
+from xmodal_jax.inference import layout
+from xmodal_jax.inference.bundle import Bundle, Embedding, load, take
 from xmodal_jax.progress import Progress
 
 BLOCK = 256  # items embedded at a time; the state counts these
@@ -279,7 +279,7 @@ class Builder:
                 shutil.copytree(bundle.path, self.folder / name)
         for name in (STATE, LOCK):
             (self.folder / name).unlink(missing_ok=True)
-        return bundles.seal(self.folder, self.manifest())
+        return layout.seal(self.folder, self.manifest())
 
     def manifest(self) -> dict[str, Any]:
         return {
@@ -335,7 +335,7 @@ def build(
         "block": BLOCK,
     }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        known = bundles.read_manifest(out, galleries.FORMAT, galleries.VERSION, "choose another --out")
+        known = layout.read_manifest(out, galleries.FORMAT, galleries.VERSION, "choose another --out")
         of_it = {
             "bundle": known["bundle"],
             "coarse": known["coarse_bundle"],

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax import similarity
-from xmodal_jax.data.text import END, START
 from xmodal_jax.layers.gpo import GPO
 from xmodal_jax.layers.image import as_regions
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.text.vocabulary import END, START
 from xmodal_jax.types import Images, Texts
 
 # Of the words that are touched; the rest is replaced by <mask>. The comment of the released code says otherwise.

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax import bundle as bundles
-from xmodal_jax.data.text import tokenize
 from xmodal_jax.errors import XmodalError
+from xmodal_jax.inference import layout
+from xmodal_jax.inference.bundle import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
-from xmodal_jax.inference.matcher import take
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.inference.search import Hit, Searcher
+from xmodal_jax.text.tokens import tokenize
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
 LOOK = 2.0  # seconds between looks at the manifest
@@ -161,7 +161,7 @@ class Live:
     def look(self) -> bool:
         """Take up a gallery that has changed; whether one was taken up. A broken one leaves the old one in place."""
         try:
-            found = bundles.read_manifest(self.path, FORMAT, VERSION, AGAIN)["sha256"]
+            found = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)["sha256"]
             if found in (self.state.gallery.fingerprint, self._refused):
                 return False
             self._refused = found

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.data import records
+from xmodal_jax.data import writer
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.scenes import render, world
 from xmodal_jax.data.scenes.features import global_feature, picture_features, propose_boxes, region_features
@@ -85,7 +85,7 @@ def make(out: str | Path, images: int = 3000, seed: int = 0) -> dict[str, Any]:
 
         ranges = split_ranges(images)
         truth |= {f"{split}.truth.jsonl": [] for split in ranges}
-        return records.write(
+        return writer.write(
             out,
             {split: items(split, indices) for split, indices in ranges.items()},
             name="scenes",

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.data.records import REPORT, prepared, write
+from xmodal_jax.data.records import REPORT
 from xmodal_jax.data.sources import butd, karpathy, precomp, table
 from xmodal_jax.data.sources.common import Plan, Report
+from xmodal_jax.data.writer import prepared, write
 
 IMPORTERS: dict[str, Callable[[argparse.Namespace], Plan]] = {
     "precomp": precomp.plan,

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from xmodal_jax import config as configs
-from xmodal_jax import log
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import require
-from xmodal_jax.evaluate import Evaluator
+from xmodal_jax.evaluation.encode import Evaluator
+from xmodal_jax.training import log
 from xmodal_jax.types import Repr
 
 INK, OWN, OTHER, PAPER = "#1c2733", "#1a7f4b", "#b3541e", "#ffffff"

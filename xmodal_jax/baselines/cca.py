@@ -23,11 +23,11 @@ import scipy.linalg
 import scipy.sparse
 
 from xmodal_jax.data.records import Dataset, Split, open_dataset
-from xmodal_jax.data.text import tokenize
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
+from xmodal_jax.evaluation import protocols, table
+from xmodal_jax.evaluation.rank import blocked_ranks
 from xmodal_jax.progress import Progress
-from xmodal_jax.retrieval import protocols, table
-from xmodal_jax.retrieval.rank import blocked_ranks
+from xmodal_jax.text.tokens import tokenize
 
 FILE = "baseline.npz"
 # Found on the dev split of Flickr8k. A signed power evens out the few large activations of a CNN.
@@ -299,7 +299,7 @@ class Fitted(NamedTuple):
 
     def vote(self, split: str) -> tuple[Any, np.ndarray, str]:
         """A member of an ensemble, the image of each caption, and which weights it has."""
-        from xmodal_jax.evaluate import Member
+        from xmodal_jax.evaluation.vote import Member
 
         ((items,), _) = read_items([self.dataset.split(split)], self.features, self.words)
         image, text = embeddings(project(self.projection, items), self.projection.correlation, self.setting)

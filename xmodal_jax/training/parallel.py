@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from xmodal_jax import processes
 from xmodal_jax.errors import UsageError
+from xmodal_jax.training import processes
 
 AXIS = "data"
 

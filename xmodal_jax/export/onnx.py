@@ -12,16 +12,14 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from xmodal_jax.errors import UsageError, require
+from xmodal_jax.export.functions import Function
 from xmodal_jax.layers.recurrent import scanned
-
-if TYPE_CHECKING:
-    from xmodal_jax.export import Function
 
 TOLERANCE = 1e-5  # of the largest entry; both compute in float32, in another order
 SIZES = ({"b": 3, "c": 2, "r": 5, "w": 9}, {"b": 2, "c": 4, "r": 7, "w": 6})  # at which a graph is checked

@@ -12,16 +12,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xmodal_jax import chunked, losses, processes, schedules
 from xmodal_jax import config as configs
+from xmodal_jax import losses
 from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, Split
-from xmodal_jax.data.text import Vocabulary, load_word_vectors
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.optim import path_name
-from xmodal_jax.pairwise import Block
-from xmodal_jax.step import Objective
+from xmodal_jax.similarity.pairwise import Block
+from xmodal_jax.text.vectors import load_word_vectors
+from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.training import processes, schedules
+from xmodal_jax.training.optim import path_name
+from xmodal_jax.training.step import Objective
 from xmodal_jax.types import Batch, Config, Images, Texts
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.losses import Scalar
-from xmodal_jax.pairwise import items, take
+from xmodal_jax.similarity.pairwise import items, take
 from xmodal_jax.similarity.vector import NEVER
 from xmodal_jax.types import Images, Repr, Texts
 

@@ -60,7 +60,7 @@ def make_table(
 
     Args:
         results: a fold's i2t ranks [B], t2i ranks [C] and the caption's image ``row`` [C] in 0..B-1.
-        protocol: the sentence of :func:`xmodal_jax.retrieval.protocols.choose`.
+        protocol: the sentence of :func:`xmodal_jax.evaluation.protocols.choose`.
         weights: "raw" or "ema".
         draws: bootstrap draws, 0 for none; ``seed`` makes them repeatable.
     """

@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from xmodal_jax import losses
-from xmodal_jax.chunked import Pairs
+from xmodal_jax.losses.chunked import Pairs
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.pairwise import Block, pairwise
 from xmodal_jax.similarity import correspondence
+from xmodal_jax.similarity.pairwise import Block, pairwise
 from xmodal_jax.types import Batch, Images, Repr, Texts
 
 
@@ -67,7 +67,7 @@ class Objective(NamedTuple):
     mask_same_image: bool = False
     block: Block | None = None  # pairs scored at a time; chosen by the kind of device where None
     mesh: Mesh | None = None  # devices that share the score matrix
-    chunk: int = 0  # where positive, `rank_loss` is one of xmodal_jax.chunked and scores so many images at a time
+    chunk: int = 0  # where positive, `rank_loss` is one of losses.chunked and scores so many images at a time
 
 
 def counted(image: Images, text: Texts, *, mask_same_image: bool) -> jax.Array:

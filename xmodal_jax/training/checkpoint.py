@@ -20,11 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from xmodal_jax import processes
 from xmodal_jax.digest import sha256
 from xmodal_jax.errors import CheckpointError
-from xmodal_jax.optim import path_name
-from xmodal_jax.step import TrainState
+from xmodal_jax.training import processes
+from xmodal_jax.training.optim import path_name
+from xmodal_jax.training.step import TrainState
 
 
 class Checkpoints:

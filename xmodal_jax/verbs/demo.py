@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from xmodal_jax import attend, export, report
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
-from xmodal_jax.evaluate import Member, Run, rank_table
+from xmodal_jax.evaluation import table
+from xmodal_jax.evaluation.run import Run
+from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
-from xmodal_jax.retrieval import table
-from xmodal_jax.setup import make_captions, make_reader
 from xmodal_jax.train import Trainer
+from xmodal_jax.training.setup import make_captions, make_reader
+from xmodal_jax.verbs import attend, report
 
 IMAGES, TINY_IMAGES = 3000, 60
 LOOKS = 3  # images on the page of attention pictures

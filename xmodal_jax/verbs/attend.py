@@ -17,11 +17,12 @@ import numpy as np
 from xmodal_jax import models
 from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, Split
-from xmodal_jax.data.text import UNKNOWN, tokenize
 from xmodal_jax.errors import DataError, UsageError, require
-from xmodal_jax.evaluate import Run
+from xmodal_jax.evaluation.run import Run
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.setup import features_of
+from xmodal_jax.text.tokens import tokenize
+from xmodal_jax.text.vocabulary import UNKNOWN
+from xmodal_jax.training.setup import features_of
 from xmodal_jax.types import Repr
 
 INK, FAINT, STRANGE, PAPER, BOX = "#1c2733", "#5b6875", "#b3541e", "#ffffff", "#0b6bcb"

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xmodal_jax import bundle as bundles
-from xmodal_jax.data.text import Vocabulary, tokenize
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.inference import layout
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
+from xmodal_jax.text.tokens import tokenize
+from xmodal_jax.text.vocabulary import Vocabulary
 
 Embedding = Any  # an array [N, D], or {name: array [N, ...]} where an item has several parts
 AGAIN = "export it again with `xmodal export`, or fetch it again"
@@ -58,16 +59,16 @@ class Bundle:
         from safetensors.numpy import load_file
 
         self.path = path
-        self.manifest = bundles.read_manifest(path, bundles.FORMAT, bundles.VERSION, AGAIN)
+        self.manifest = layout.read_manifest(path, layout.FORMAT, layout.VERSION, AGAIN)
         if verify:
-            bundles.check_files(path, self.manifest, AGAIN)
-        self.config: dict[str, Any] = json.loads((path / bundles.CONFIG).read_text(encoding="utf-8"))
+            layout.check_files(path, self.manifest, AGAIN)
+        self.config: dict[str, Any] = json.loads((path / layout.CONFIG).read_text(encoding="utf-8"))
         known = self.manifest["vocabulary"] is not None
-        self.vocabulary = Vocabulary.load(path / bundles.VOCABULARY) if known else None
+        self.vocabulary = Vocabulary.load(path / layout.VOCABULARY) if known else None
         try:
-            self._parameters = jax.device_put(load_file(path / bundles.PARAMETERS))
+            self._parameters = jax.device_put(load_file(path / layout.PARAMETERS))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path / bundles.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
+            raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
         self.features: dict[str, list[Any]] = self.manifest["features"]
         self.lengths: list[int] = self.manifest["lengths"]
 
@@ -314,7 +315,7 @@ class Bundle:
     def function(self, name: str) -> Callable[..., Any]:
         """An exported function with its parameters in place, compiled once for each shape."""
         about = self.manifest["functions"][name]
-        path = self.path / bundles.file_of(name)
+        path = self.path / layout.file_of(name)
         try:
             exported = jax.export.deserialize(bytearray(path.read_bytes()))
         except Exception as error:  # whatever the deserialiser says, the user can do one thing

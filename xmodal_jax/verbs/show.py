@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from xmodal_jax import config as configs
-from xmodal_jax import log
+from xmodal_jax.training import log
 
 
 def describe(workdir: Path) -> None:
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"# {workdir}")
         describe(workdir)
     if args.curves:
-        from xmodal_jax import report
+        from xmodal_jax.verbs import report
 
         if len(args.workdir) == 1:
             report.draw_curves(args.workdir[0], args.curves)

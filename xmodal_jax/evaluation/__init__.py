@@ -1,5 +1,5 @@
 """Retrieval: ranks by counting, evaluation protocols, recall tables."""
 
-from xmodal_jax.retrieval.rank import blocked_ranks, ranks
+from xmodal_jax.evaluation.rank import blocked_ranks, ranks
 
 __all__ = ["blocked_ranks", "ranks"]

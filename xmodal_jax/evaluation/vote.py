@@ -1,0 +1,60 @@
+"""One model, or several that vote: blocks of scores to ranks to a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xmodal_jax.evaluation import protocols, rank, table
+from xmodal_jax.types import Repr
+
+IMAGE_BLOCK, CAPTION_BLOCK = 512, 4096  # scores held at a time
+
+
+class Member(NamedTuple):
+    """One model of an ensemble (mostly the only one) with its stacks of a split."""
+
+    score: Callable[[Any, Repr, Repr], Any]
+    variables: Any
+    images: Repr
+    texts: Repr
+
+    def pick(self, image: Any, caption: Any) -> Member:
+        """The items at two indices or slices."""
+        images, texts = (
+            jax.tree.map(lambda leaf, index=index: leaf[index], stack)
+            for stack, index in ((self.images, image), (self.texts, caption))
+        )
+        return self._replace(images=images, texts=texts)
+
+    def scores(self) -> Any:
+        return self.score(self.variables, self.images, self.texts)
+
+
+def rank_table(
+    members: Sequence[Member], owner: np.ndarray, n_images: int, *, protocol: str, weights: str, draws: int = 1000
+) -> table.Table:
+    """The recall table of stacks whose caption c belongs to image ``owner[c]``; members vote by their mean score."""
+    folds, why = protocols.choose(protocol, n_images)
+    results = []
+    for fold in folds:
+        inside = np.isin(owner, fold)
+        local = np.searchsorted(fold, owner[inside])
+        own = [member.pick(fold, inside) for member in members]
+
+        def block(image: slice, caption: slice, own: Sequence[Member] = own) -> Any:
+            total, *others = (member.pick(image, caption).scores() for member in own)
+            return sum(others, start=total) / len(own)
+
+        ranks = rank.blocked_ranks(block, local, len(fold), image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
+        results.append((*ranks, local))
+    return table.make_table(results, protocol=why, weights=weights, draws=draws)
+
+
+def scaled(member: Member, by: Member) -> Member:
+    """A member whose scores are divided by the standard deviation of those of ``by``, taken over one block of them."""
+    deviation = float(np.std(np.asarray(by.pick(slice(IMAGE_BLOCK), slice(CAPTION_BLOCK)).scores())))
+    return member._replace(score=lambda *args: member.score(*args) / max(deviation, 1e-12))

@@ -1,0 +1,1 @@
+"""From a caption to token ids: tokenisers, vocabularies, word vectors."""
