@@ -36,7 +36,7 @@ MODULES = {
 
 
 def room(module: str) -> str:
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""The interface every system implements: four methods, and a fifth for those whose words attend to regions."""
+"""The interface every system implements: what it reads, three methods, and further ones for what not all can do."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import flax.linen as nn
 from jax import Array
 
 from xmodal_jax.errors import UsageError
-from xmodal_jax.types import Batch, Images, Repr, Texts
+from xmodal_jax.types import Batch, Images, Inputs, Repr, Texts
 
 
 class Matcher(nn.Module):
     """An image-text matching system. A representation is any pytree whose leaves have the item axis first.
 
     That one invariant lets evaluation slice it, devices gather it and export save it without knowing the system.
+    Fields of a subclass come from ``config.model``; those that are named like one of :class:`xmodal_jax.types.Facts`
+    (``vocabulary``, ``classes``, ``regions``, ``words``) are filled from the data where the config leaves them out.
     """
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the system reads, told by its own fields alone."""
+        raise NotImplementedError
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
         """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""
@@ -40,6 +47,19 @@ class Matcher(nn.Module):
         words, those of a region over the words. Padding has weight 0. A system without attention leaves this out.
         """
         raise UsageError(f"{type(self).__module__} has no attention between words and regions.")
+
+    def begin(self, source: Images | Texts) -> Any:
+        """The decoder's state for N images or captions to speak of, a pytree whose leaves have the item axis first."""
+        raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
+
+    def word(self, carry: Any, token: Array) -> tuple[Any, Array]:
+        """One word further: (next state, logits [N, V]) after the tokens [N]; see :mod:`xmodal_jax.text.generation`."""
+        raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
+
+    @classmethod
+    def has(cls, method: str) -> bool:
+        """Whether the system implements an optional method: "attention", "begin", "aux"."""
+        return getattr(cls, method) is not getattr(Matcher, method)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:
         """Scores [B, C] and the auxiliary losses of a batch; `init` goes through here."""

@@ -7,10 +7,40 @@ V vocabulary, K heads or steps, N items. B before C; item, fragment, feature. ``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Config = Any  # an ml_collections ConfigDict, whose attributes have no static types
 Repr = Any  # a pytree whose every leaf has the item axis first: what `score` needs and nothing else
+
+
+class Inputs(NamedTuple):
+    """What a system reads, declared once by its model; readers, `init`, export and bundles derive from it."""
+
+    image: tuple[str, ...]  # names of the image features
+    text: tuple[str, ...] = ("token",)  # "token", and, or, names of dense text vectors
+    tokens: str = "words"  # how a caption becomes tokens: a name of xmodal_jax.text.tokens.TOKENISERS
+    captions: Mapping[str, int] = MappingProxyType({})  # further captions by role: {"target": k}, {"candidate": n}
+    most_regions: int | None = None  # the most regions that its parameters allow; None for any number
+    classes: bool = False  # takes ``Images.id`` as the class of an image and needs to know how many there are
+
+
+class Feature(NamedTuple):
+    """Shape of one item's feature, (F,) or (None, F) for any number of regions, and its dtype in the data set."""
+
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+
+
+class Facts(NamedTuple):
+    """What the data answers to :class:`Inputs`. A field of a model that has one of these names is filled from here."""
+
+    image: Mapping[str, Feature] = MappingProxyType({})
+    text: Mapping[str, Feature] = MappingProxyType({})
+    vocabulary: int = 0  # V, the number of tokens
+    classes: int = 0  # training images
+    regions: int = 1  # the most that an image has
+    words: int = 1  # tokens of the longest caption that is not cut
 
 
 class Images(NamedTuple):
@@ -25,18 +55,20 @@ class Images(NamedTuple):
 class Texts(NamedTuple):
     """Captions of a batch. ``row`` is the index of the caption's image among the images of this batch."""
 
-    token: Any  # [C, W] int32, 0 is padding
-    mask: Any  # [C, W] bool: real words, <start> and <end> included
+    token: Any  # [C, W] int32, 0 is padding; None where the system reads no tokens
+    mask: Any  # [C, W] bool: real tokens, <start> and <end> included; [C, 1] where there are none
     row: Any  # [C] int32
     image_id: Any  # [C] int32: the image's row in its split, -1 for padding rows
     id: Any  # [C] int32: the caption's index in its split, -1 for padding rows
-    feature: Mapping[str, Any] | None = None  # dense text vectors {name: [C, F]}
+    feature: Mapping[str, Any] | None = None  # dense text vectors {name: [C, F]}, where the system reads any
 
 
 class Batch(NamedTuple):
     """Aligned images and captions: caption c describes image ``text.row[c]``.
 
-    ``target`` and ``candidate`` are further captions of the same form, for systems that decode or mine them.
+    Further captions come by role, where :attr:`Inputs.captions` asks for them. ``target``: k others of the same image
+    for each caption, [C * k], those of caption c at c * k and after, where the image has others (else itself).
+    ``candidate``: n captions of images that are not in the batch, [n]; their ``row`` is 0 and means nothing.
     """
 
     image: Images
