@@ -44,9 +44,8 @@ def get_config(arg: str | None = None) -> Config:
     else:
         line, decays = {
             "coco": (16000, range(40000, 80000, 8000)),
-            "f30k": (4000, range(10000, 20000, 3000)),
             "f8k": (800, range(2000, 4000, 600)),  # not published: a fifth of the captions, a fifth of the steps
-        }[data]
+        }.get(data, (4000, range(10000, 20000, 3000)))  # F30K's
         config.optim.schedule.kind, config.optim.schedule.factor = "adapt", 0.25
         config.optim.schedule.line, config.optim.schedule.at_steps = (0.5, 2.0, line), tuple(decays)
     if data == "coco":

@@ -3,13 +3,12 @@
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes, writer
 from xmodal_jax.data.records import open_dataset
-from xmodal_jax.export import functions
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import setup
+from xmodal_jax.training.model import example_batch, make_model
 from xmodal_jax.training.step import initialise
-from xmodal_jax.types import Batch
+from xmodal_jax.types import Facts, Feature
 
 HOSTILE = [
     "<script>window.hurt = 1</script>",
@@ -47,12 +46,13 @@ def bundle(folder, dataset, *, seed=0):
     config = configs.load("scan.py:t2i_lse,scenes,tiny", [])
     texts = [text for own in open_dataset(dataset).split("test").captions for text in own]
     vocabulary = Vocabulary.build(texts, 1)
-    model = setup.make_model(config, vocabulary)
-    features = {"region": (None, 158)}
-    init = initialise(model, Batch(*functions.example_of(features, 10, 16)), seed)
+    shapes = {"region": Feature((None, 158))}
+    facts = Facts(shapes, vocabulary=len(vocabulary), regions=10, words=max(config.data.lengths))
+    model = make_model(config, facts)
+    init = initialise(model, example_batch(model.inputs, facts), seed)
     parts = {"config": config, "model": model, "variables": {"params": init.params, **init.model_state}}
     card = export.Card("Random numbers.", "rendered", None, "Not measured.")
-    export.write(folder, **parts, vocabulary=vocabulary, features=features, card=card, regions=10, extractor="scenes")
+    export.write(folder, **parts, vocabulary=vocabulary, facts=facts, card=card, extractor="scenes")
     return folder
 
 

@@ -13,7 +13,6 @@ from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.models import adapt, chan, dvsa, scan, sgraf, vse
 from xmodal_jax.similarity.attention import NORMS
-from xmodal_jax.training.setup import make_captions, make_reader
 from xmodal_jax.types import Batch, Images, Texts
 from xmodal_jax.verbs import attend
 
@@ -176,8 +175,8 @@ def folder(tmp_path_factory):
 def test_each_caption_attends_to_its_own_image(folder, tmp_path):
     run = Run(folder / "run")
     split, variables = run.dataset.split("test"), run.variables(1)[0]
-    captions = make_captions(split, run.vocabulary, run.config)
-    stacks = run.evaluator.representations(variables, make_reader(split, run.config), captions, quiet=True)
+    captions = run.captions("test")
+    stacks = run.evaluator.representations(variables, run.reader("test"), captions, quiet=True)
     every = attend.own_attention(run, variables, *stacks, captions.image)
     last = attend.look(run, variables, split, 5, split.captions[5][-1])
     regions, words = last.weight.shape

@@ -11,11 +11,10 @@ from test_losses import example
 from test_step import make, make_batch
 
 from xmodal_jax import losses, similarity
-from xmodal_jax.losses import chunked
+from xmodal_jax.losses import Pairing, chunked
 from xmodal_jax.models.vse import Model
 from xmodal_jax.training import parallel
-from xmodal_jax.training.step import counted, loss_fn
-from xmodal_jax.types import Images, Texts
+from xmodal_jax.training.step import loss_fn
 
 LOSSES = [
     ("triplet", {"margin": 0.3, "hardness": 1}),
@@ -37,23 +36,22 @@ def batch(seed, b=7, c=11, d=5):
     row = random.integers(0, b, c)
     text_id = np.where(np.arange(c) < c - 2, np.arange(c), -1)
     vectors = (random.normal(size=(d, d)), random.normal(size=(b, d)), random.normal(size=(c, d)))
-    ids = Images({}, None, image_id), Texts(None, None, row, image_id[row], text_id)
-    return [x.astype("f4") for x in vectors], ids
+    return [x.astype("f4") for x in vectors], Pairing(image_id, row, image_id[row], text_id)
 
 
 @pytest.mark.parametrize(("size", "mask_same_image"), [(1, False), (3, True), (100, False)])
 @pytest.mark.parametrize(("name", "options"), LOSSES)
 def test_chunks_change_nothing(name, options, mask_same_image, size):
-    vectors, (images, texts) = batch(size)
-    positive = similarity.correspondence(texts.row, len(images.id))
-    where = counted(images, texts, mask_same_image=mask_same_image)
+    vectors, pairing = batch(size)
+    positive = pairing.positive()
+    where = pairing.counted(mask_same_image=mask_same_image)
 
     def plain(variables, image, text):
         scores = score(variables, image, text)
         return getattr(losses, name)(scores, positive, where, **options), losses.violations(scores, positive, where)
 
     def pieces(variables, image, text):
-        pairs = chunked.Pairs(partial(score, variables), image, text, images, texts, size, mask_same_image)
+        pairs = chunked.Pairs(partial(score, variables), image, text, pairing, size, mask_same_image)
         value = getattr(chunked, name)(pairs, **options)
         return value.loss, value[1:]
 
@@ -63,7 +61,7 @@ def test_chunks_change_nothing(name, options, mask_same_image, size):
     largest = max(np.abs(leaf).max() for leaf in gradients)
     for a, b in zip(others, gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6 * largest)
-    real = (texts.id >= 0) & (images.id[texts.row] >= 0)
+    real = np.asarray(pairing.real())
     np.testing.assert_allclose(np.asarray(observed[0])[real], np.asarray(seen[0])[real], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(observed[1], seen[1], rtol=1e-4, atol=1e-6)
 
@@ -126,8 +124,7 @@ def test_no_device_holds_the_matrix(name, devices):
     options = dict(LOSSES[0][1]) if name == "triplet" else {}
 
     def loss(image, text):
-        images, texts = Images({}, None, ids), Texts(None, None, ids, ids, ids)
-        pairs = chunked.Pairs(similarity.dot, image, text, images, texts, 64, devices=devices)
+        pairs = chunked.Pairs(similarity.dot, image, text, Pairing(ids, ids, ids, ids), 64, devices=devices)
         return getattr(chunked, name)(pairs, **options).loss
 
     side = jax.ShapeDtypeStruct((b, 8), jnp.float32, sharding=sharding)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from xmodal_jax import config as configs
 from xmodal_jax.errors import CheckpointError, UsageError
@@ -85,6 +86,29 @@ def test_stages_override_the_rest():
     config.stages = ({"optim": {"rate": 1.0}},)
     with pytest.raises(UsageError, match=r"optim\.rate"):
         configs.stages(config)
+
+
+@pytest.mark.parametrize(
+    "override", [{"seed": 1}, {"data": {"lengths": (8,)}}, {"model": {"embed_dim": 8}}, {"ema": 0.9}]
+)
+def test_a_stage_sets_only_what_takes_effect_there(override):
+    config = configs.load("vse.py:f8k")
+    config.stages = ({"epochs": 1.0, "data": {"batch_size": 8, "sampler": "images"}, "weights": {"rank": 2.0}},)
+    assert configs.stages(config)[0].data.batch_size == 8
+    config.stages = (override,)
+    with pytest.raises(UsageError, match="holds for the whole run"):
+        configs.stages(config)
+
+
+def test_data_of_any_name_takes_the_published_settings(tmp_path, capsys):
+    published = configs.load("vse.py:vsepp", data=str(tmp_path))
+    assert (published.model.embed_dim, published.optim.lr, published.data.dir) == (1024, 2e-4, str(tmp_path))
+    assert configs.load("vse.py:vsepp,scenes", data=str(tmp_path)).model.embed_dim == 128
+    assert not capsys.readouterr().out
+    assert configs.load("vse.py:vsepp", [f"--config.data.dir={tmp_path}"]).model.embed_dim == 128
+    assert "settings of the built-in scenes" in capsys.readouterr().out
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        assert configs.load(path.name, data=str(tmp_path)).data.dir == str(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from xmodal_jax.convert import flow, words
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training.checkpoint import flat
-from xmodal_jax.types import Images, Texts
+from xmodal_jax.types import Feature, Images, Texts
 
 CASES = {  # name -> system, file of golden arrays, prefix in it
     "vsepp": ("vsepp", "vsepp_model_cosine", ""),
@@ -142,7 +142,7 @@ def test_the_originals_own_checkpoints_score_as_they_did(case, file):
     made = flow.convert(CASES[case][0], GOLDEN / f"{file}_checkpoint.pth.tar")
     check(case, outputs(case, made))
     assert made.vocabulary is None and made.unused == []
-    assert made.features == {"scan": {"region": (None, 40)}, "vsepp": {"global": (48,)}}[file]
+    assert made.facts.image == {"scan": {"region": Feature((None, 40))}, "vsepp": {"global": Feature((48,))}}[file]
 
 
 @pytest.mark.parametrize("layout", [zipped, stream])

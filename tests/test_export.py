@@ -24,9 +24,9 @@ from xmodal_jax.export import run as export
 from xmodal_jax.inference import layout as bundles
 from xmodal_jax.inference.bundle import take
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
-from xmodal_jax.training import setup
+from xmodal_jax.training.model import example_batch, inputs_of, make_model
 from xmodal_jax.training.step import initialise
-from xmodal_jax.types import Batch, Images, Texts
+from xmodal_jax.types import Facts, Feature, Images, Texts
 
 SYSTEMS = [
     "vse.py:vsepp",
@@ -56,16 +56,17 @@ def build(spec):
     overrides = [f"--config.model.feature={feature or 'region'}"]
     config = configs.load(f"{name},tiny", overrides)
     vocabulary = Vocabulary([*SPECIAL, *WORDS])
-    model = setup.make_model(config, vocabulary)
-    features = {own: SIZES[own] for own in setup.features_of(config)}
-    example = functions.example_of(features, 6, 16)
-    init = initialise(model, Batch(*example), 0)
+    features = {name: SIZES[name] for name in inputs_of(config).image}
+    shapes = {name: Feature(shape) for name, shape in features.items()}
+    facts = Facts(shapes, {}, len(vocabulary), 0, 8, max(config.data.lengths))
+    model = make_model(config, facts)
+    init = initialise(model, example_batch(model.inputs, facts), 0)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(
         lambda x: x + 0.1 * rng.random(x.shape).astype(x.dtype) if x.dtype.kind == "f" else x,
         {"params": init.params, **init.model_state},
     )
-    return config, vocabulary, model, features, variables
+    return config, vocabulary, model, features, facts, variables
 
 
 def draw(features, images=5, captions=7, regions=6):
@@ -96,9 +97,9 @@ CARD = export.Card("Random numbers.", "none", None, "Not measured.")
 
 @pytest.mark.parametrize("spec", SYSTEMS)
 def test_exported_scores_are_the_live_ones(spec, tmp_path):
-    config, vocabulary, model, features, variables = build(spec)
-    parts = {"config": config, "model": model, "variables": variables, "features": features}
-    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, regions=8, **parts)
+    config, vocabulary, model, features, facts, variables = build(spec)
+    parts = {"config": config, "model": model, "variables": variables, "facts": facts}
+    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, **parts)
     m = xmodal_jax.load(tmp_path / "b")
     own, mask, sentences = draw(features)
     want = live(model, variables, own, mask, vocabulary, sentences)
@@ -155,9 +156,9 @@ print(m.score(images, m.embed_texts(["a red square", "two"])).shape)
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
-    config, vocabulary, model, features, variables = build(spec)
-    parts = {"config": config, "model": model, "variables": variables, "features": features}
-    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, regions=8, with_onnx=True, **parts)
+    config, vocabulary, model, features, facts, variables = build(spec)
+    parts = {"config": config, "model": model, "variables": variables, "facts": facts}
+    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
     m = xmodal_jax.load(tmp_path / "b")
     own, mask, sentences = draw(features)
     want = m.score(m.embed_images(own, mask), m.embed_texts(sentences))
@@ -181,10 +182,10 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
 
 def test_a_graph_that_onnx_cannot_hold_is_one_sentence_and_writes_nothing(tmp_path):
     pytest.importorskip("jax2onnx")
-    config, vocabulary, model, features, variables = build("sgraf.py:saf")
-    parts = {"config": config, "model": model, "variables": variables, "features": features}
+    config, vocabulary, model, _, facts, variables = build("sgraf.py:saf")
+    parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     with pytest.raises(UsageError, match=r"^score of this system cannot become ONNX \(.*\); leave out --onnx, [^\n]*$"):
-        export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, regions=8, with_onnx=True, **parts)
+        export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
     assert not (tmp_path / "b").exists()
 
 

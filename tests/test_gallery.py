@@ -17,16 +17,15 @@ import xmodal_jax
 from xmodal_jax import cli
 from xmodal_jax import config as configs
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
-from xmodal_jax.export import functions
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import index
 from xmodal_jax.inference import layout as bundles
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
-from xmodal_jax.training import setup
+from xmodal_jax.training.model import example_batch, make_model
 from xmodal_jax.training.step import initialise
-from xmodal_jax.types import Batch
+from xmodal_jax.types import Facts, Feature
 
 CARD = export.Card("Random numbers.", "none", None, "Not measured.")
 
@@ -35,16 +34,17 @@ def bundle_of(spec, out, *, feature="region", seed=0, extractor=None):
     """A bundle of a system at ``tiny`` with random parameters that reads the planted data."""
     config = configs.load(f"{spec},tiny", [f"--config.model.feature={feature}"])
     vocabulary = Vocabulary([*SPECIAL, *WORDS])
-    model = setup.make_model(config, vocabulary)
-    features = {"region": {"region": (None, 8)}, "global": {"global": (8,)}}[feature]
-    init = initialise(model, Batch(*functions.example_of(features, 5, 16)), seed)
+    shapes = {"region": {"region": Feature((None, 8))}, "global": {"global": Feature((8,))}}[feature]
+    facts = Facts(shapes, vocabulary=len(vocabulary), regions=5, words=max(config.data.lengths))
+    model = make_model(config, facts)
+    init = initialise(model, example_batch(model.inputs, facts), seed)
     variables = {"params": init.params, **init.model_state}
     random = np.random.default_rng(seed)
     variables = jax.tree.map(
         lambda x: x + 0.1 * random.normal(size=x.shape).astype(x.dtype) if x.dtype.kind == "f" else x, variables
     )
-    parts = {"config": config, "model": model, "variables": variables, "vocabulary": vocabulary, "features": features}
-    export.write(out, **parts, card=CARD, regions=5, extractor=extractor)
+    parts = {"config": config, "model": model, "variables": variables, "vocabulary": vocabulary, "facts": facts}
+    export.write(out, **parts, card=CARD, extractor=extractor)
     return out
 
 

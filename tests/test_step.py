@@ -15,7 +15,7 @@ from xmodal_jax.matcher import Matcher
 from xmodal_jax.models.vse import Model
 from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.training import parallel
-from xmodal_jax.training.step import Initial, Objective, check_weights, counted, loss_fn, make_state, train_step
+from xmodal_jax.training.step import Initial, Objective, check_weights, loss_fn, make_state, train_step
 from xmodal_jax.types import Batch, Images, Texts
 
 
@@ -68,8 +68,9 @@ def test_same_image_captions_are_negatives_unless_masked():
     siblings = batch.image.id[:, None] == batch.text.image_id[None, :]
     own = np.eye(16, dtype=bool)
     assert (siblings & ~own).any()
-    plain = np.asarray(counted(batch.image, batch.text, mask_same_image=False))
-    masked = np.asarray(counted(batch.image, batch.text, mask_same_image=True))
+    pairing = losses.Pairing.of(batch.image, batch.text)
+    plain = np.asarray(pairing.counted(mask_same_image=False))
+    masked = np.asarray(pairing.counted(mask_same_image=True))
     assert plain.all()
     np.testing.assert_array_equal(masked, ~siblings | own)
 
@@ -159,6 +160,6 @@ def test_blocks_do_not_change_the_loss():
 
 def test_a_batch_must_divide_over_the_devices():
     with pytest.raises(UsageError, match="multiple of 8"):
-        parallel.make_runner("jit", 12)
+        parallel.make_runner("jit", [16, 12])
     with pytest.raises(UsageError, match="pmpa"):
-        parallel.make_runner("pmpa", 16)
+        parallel.make_runner("pmpa", [16])

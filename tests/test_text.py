@@ -277,7 +277,7 @@ def test_word_vectors_reach_the_tables_that_are_meant(tmp_path):
     write_pair(tmp_path)
     table = np.ones((len(WORDS) + 1, 3), np.float32)  # a row more than words, a column more than vectors have
     params = {"text": {"embed": {"embedding": table}}, "other": {"kernel": table}}
-    filled = setup.with_word_vectors(params, str(tmp_path / "v"), WORDS)
+    filled = setup.with_word_vectors(params, str(tmp_path / "v"), WORDS, r"(.*/)?embed/embedding")
     assert np.asarray(filled["text"]["embed"]["embedding"])[3:].tolist() == [
         [1] * 3,
         [2, 3, 1],
@@ -287,7 +287,7 @@ def test_word_vectors_reach_the_tables_that_are_meant(tmp_path):
     ]
     assert (filled["other"]["kernel"] == 1).all()
     both = {"embed": {"embedding": table}, "embed_fixed": {"embedding": table}}
-    filled = setup.with_word_vectors(both, str(tmp_path / "v"), WORDS)
+    filled = setup.with_word_vectors(both, str(tmp_path / "v"), WORDS, "embed_fixed/embedding")
     assert (filled["embed"]["embedding"] == 1).all()
     assert np.asarray(filled["embed_fixed"]["embedding"])[4].tolist() == [2, 3, 1]
 

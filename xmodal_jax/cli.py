@@ -101,6 +101,7 @@ def add_train(verbs) -> None:
     )
     parser.add_argument("--config", required=True, help="FILE.py:ARG; override keys by --config.KEY=VALUE")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run; an existing run is resumed")
+    parser.add_argument("--data", help="a prepared data set of any name, with the settings of the published sets")
     parser.add_argument(
         "--distributed",
         action="store_true",
@@ -133,6 +134,7 @@ def add_eval(verbs) -> None:
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
+    parser.add_argument("--beams", type=int, default=1, help="of a system that speaks: beam search with so many beams")
 
 
 def add_attend(verbs) -> None:
@@ -150,6 +152,45 @@ def add_attend(verbs) -> None:
     parser.add_argument("--split", help="where to look for the image; everywhere by default")
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
     parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=Path, help="a run")
+    which.add_argument("--bundle", type=Path, help="or a bundle")
+    parser.add_argument("--split", help="all of a split instead")
+    parser.add_argument("--data", type=Path, help="the data set, for a bundle or where it has moved since training")
+    parser.add_argument("--step", type=int, help="a saved step of the run; the best by dev rsum by default")
+    parser.add_argument("--longest", type=int, default=20, help="most tokens of a sentence")
+    parser.add_argument("--beams", type=int, default=1, help="beam search with so many beams")
+    parser.add_argument("--temperature", type=float, help="sample, from a distribution this flat")
+    parser.add_argument("--top-p", type=float, help="sample, from the likeliest words of this probability in all")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--json", type=Path, help="write the sentences here")
+
+
+def add_caption(verbs) -> None:
+    parser = verb(
+        verbs,
+        "caption",
+        "verbs.caption:caption",
+        "say a sentence for images, with a system that speaks",
+        "xmodal caption --workdir runs/stt --image 1001773457_577c3a7d70.jpg",
+    )
+    parser.add_argument("--image", nargs="+", metavar="ID|FILE", help="images of the data set, or picture files")
+    add_decoding(parser)
+
+
+def add_paraphrase(verbs) -> None:
+    parser = verb(
+        verbs,
+        "paraphrase",
+        "verbs.caption:paraphrase",
+        "say sentences in other words, with a system that speaks",
+        'xmodal paraphrase --workdir runs/stt "two dogs run on a beach"',
+    )
+    parser.add_argument("text", nargs="*", help="sentences")
+    add_decoding(parser)
 
 
 def add_export(verbs) -> None:
@@ -324,6 +365,8 @@ def make_parser() -> argparse.ArgumentParser:
         add_train,
         add_eval,
         add_attend,
+        add_caption,
+        add_paraphrase,
         add_export,
         add_convert,
         add_index,

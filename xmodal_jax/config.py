@@ -6,17 +6,30 @@ import contextlib
 import difflib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from xmodal_jax.defaults import DATA
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.types import Config
 
 # Changing these does not change what a run computes, so a resumed run may; the data itself is checked by hash.
 FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block", "data.dir")
+# What a stage may override, because it takes effect there
+STAGED = (
+    r"epochs|steps|keep_optimiser|chunk|block|(optim|loss|weights)\..*"
+    r"|data\.(sampler|batch_size|captions_per_image|drop_last)"
+)
+
+
+def _shipped() -> list[Path]:
+    """Folders of the configs that come with the package."""
+    here = Path(__file__).resolve().parent
+    return [folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()]
 
 
 def find(spec: str) -> str:
@@ -28,8 +41,7 @@ def find(spec: str) -> str:
         UsageError: no such file; the message lists the configs there are.
     """
     path, colon, arg = spec.partition(":")
-    here = Path(__file__).resolve().parent
-    shipped = [folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()]
+    shipped = _shipped()
     relative = Path(path).relative_to("configs") if path.startswith("configs/") else Path(path)
     for candidate in (Path(path), *(folder / relative for folder in shipped)):
         if candidate.is_file():
@@ -53,8 +65,12 @@ def near(key: str, known: Sequence[str]) -> str:
     return f' Did you mean "{guess[0]}"?' if guess else ""
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> Config:
     """The config of ``spec`` with ``--config.key=value`` overrides applied and typed.
+
+    Args:
+        data: a prepared data set of any name. Where a config of the package is asked for no set by name, it then takes
+            the settings of the published sets, not those of the small built-in one.
 
     Raises:
         UsageError: an unknown file, argument, key or a value of the wrong type.
@@ -63,6 +79,15 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     from ml_collections import config_flags
 
     spec = find(spec)
+    path, _, arg = spec.partition(":")
+    shipped = Path(path).resolve().parent in [folder.resolve() for folder in _shipped()]
+    unnamed = shipped and not set(arg.split(",")) & set(DATA)
+    folders = [f"--config.data.dir={data}"] if data is not None else []
+    if folders and unnamed:
+        spec = f"{path}:{arg},own" if arg else f"{path}:own"
+    elif unnamed and any(override.startswith("--config.data.dir=") for override in overrides):
+        print(f"{Path(path).name}: settings of the built-in scenes; train with --data DIR for the published ones.")
+    overrides = [*folders, *overrides]
 
     def parse(arguments: Sequence[str]) -> Config:
         argv = ["xmodal", f"--config={spec}", *arguments]
@@ -91,7 +116,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
         config = parse(list(overrides))
     except Exception as error:
         raise UsageError(f"Config override refused: {error}.") from error
-    return ConfigDict(json.loads(config.to_json()), convert_dict=True)
+    config: Config = ConfigDict(json.loads(config.to_json()), convert_dict=True)
+    if str(config.model.name).endswith(".py"):  # a file of the user's own: found from anywhere later
+        beside = Path(spec.partition(":")[0]).resolve().parent / config.model.name
+        config.model.name = str((beside if beside.is_file() else Path(config.model.name)).resolve())
+    return config
 
 
 def _get(config: Config, key: str) -> Any:
@@ -142,7 +171,7 @@ def stages(config: Config) -> list[Config]:
     """The config of each stage: the whole config, overridden by the stage's own keys. One stage where none is given.
 
     Raises:
-        UsageError: a stage names a key that the config does not have.
+        UsageError: a stage names a key that the config does not have, or one that holds for the whole run.
     """
     merged = []
     known = [*names(config), "keep_optimiser"]
@@ -153,6 +182,12 @@ def stages(config: Config) -> list[Config]:
         for key in names(overrides):
             if key not in known:
                 raise UsageError(f'No config key "{key}" in config.stages.{near(key, known)}')
+            if not isinstance(_get(overrides, key), ConfigDict) and not re.fullmatch(STAGED, key):
+                raise UsageError(
+                    f'"{key}" holds for the whole run, so config.stages cannot set it; a stage sets epochs, steps, '
+                    "optim, loss, weights, chunk, block, keep_optimiser, and of data its sampler, batch_size, "
+                    "captions_per_image and drop_last."
+                )
         if "epochs" in overrides:
             own.steps = 0
         own.unlock()

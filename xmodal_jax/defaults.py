@@ -10,11 +10,16 @@ DATA = {
     "f8k": "data/f8k",
     "f30k": "data/f30k",
     "coco": "data/coco",
+    "own": "",  # any other set: the settings of F30K, or else the published ones; `xmodal train --data DIR` means it
 }
 
 
 def parse(arg: str | None, variants: tuple[str, ...]) -> tuple[str, str, bool]:
-    """``"vsepp,f8k,tiny"`` to (variant, data, tiny); words in any order, first variant and scenes by default."""
+    """``"vsepp,f8k,tiny"`` to (variant, data, tiny); words in any order, first variant and scenes by default.
+
+    Raises:
+        ValueError: a word that is neither a variant nor a data set.
+    """
     words = [word for word in (arg or "").split(",") if word]
     known = (*variants, *DATA, "tiny")
     for word in words:

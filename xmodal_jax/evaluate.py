@@ -11,26 +11,34 @@ from pathlib import Path
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.errors import CheckpointError, UsageError
-from xmodal_jax.evaluation import table
+from xmodal_jax.evaluation import speak, table
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.vote import rank_table, scaled
+from xmodal_jax.text.generation import Decoding
 
-IMAGE_BLOCK, CAPTION_BLOCK = 512, 4096  # scores held at a time
 
-
-def report(run: Run, step: int, result: table.Table, split: str, json_path: Path | None) -> None:
-    """Print the table; write it under ``workdir/eval`` as JSON and Markdown, and to ``json_path``."""
+def report(run: Run, step: int, args: argparse.Namespace) -> None:
+    """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
+    and Markdown, and to ``args.json``."""
+    split = args.split
+    result = run.table(step, split, args.protocol)
     rsum = run.checkpoints.rsum(step)
     chosen = f"step {step:,}" + (f" (dev rsum {rsum:.1f})" if rsum is not None else "")
     title = f"{run.workdir} on {run.dataset.manifest['name']} {split}, {chosen}"
     table.to_screen(result, title=title)
     content = {"workdir": str(run.workdir), "split": split, "step": step, **table.to_json(result)}
+    markdown = table.to_markdown(result, title=title)
+    said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
+    if said:
+        print(*speak.to_lines(said), sep="\n")
+        content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
+        markdown += "\n" + speak.to_markdown(said)
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
-    for path in filter(None, (folder / f"{split}-{step}.json", json_path)):
+    for path in filter(None, (folder / f"{split}-{step}.json", args.json)):
         path.write_text(text)
-    (folder / f"{split}-{step}.md").write_text(table.to_markdown(result, title=title))
+    (folder / f"{split}-{step}.md").write_text(markdown)
 
 
 def ensemble(args: argparse.Namespace) -> int:
@@ -72,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     if args.watch:
         return watch(run, args)
     step = run.step(args.step)
-    report(run, step, run.table(step, args.split, args.protocol), args.split, args.json)
+    report(run, step, args)
     return 0
 
 
@@ -89,11 +97,9 @@ def watch(run: Run, args: argparse.Namespace) -> int:
                 continue
             done.add(step)
             try:
-                result = run.table(step, args.split, args.protocol)
+                report(run, step, args)
             except (CheckpointError, FileNotFoundError) as error:
                 print(f"step {step:,}: passed over, {error}", file=sys.stderr)  # the run may have removed it meanwhile
-                continue
-            report(run, step, result, args.split, args.json)
         if finished:
             return 0
         time.sleep(args.interval)

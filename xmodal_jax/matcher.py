@@ -24,6 +24,11 @@ class Matcher(nn.Module):
         """What the system reads, told by its own fields alone."""
         raise NotImplementedError
 
+    @property
+    def word_tables(self) -> str:
+        """Regular expression of the names of the tables that ``data.word_vectors`` fills; empty where there is none."""
+        return ""
+
     def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
         """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The training loop. Order of a step, always: evaluate, save, next batch, update; metrics are read one step late."""
+"""The training loop. Order of a step, always: next batch, update, account for the step before, evaluate, save."""
 
 from __future__ import annotations
 
@@ -12,73 +12,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from xmodal_jax import config as configs
-from xmodal_jax.data.order import Sampler
-from xmodal_jax.data.pipeline import TrainPipeline
-from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
-from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training import processes, schedules, setup
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
 from xmodal_jax.training.log import CollapseDetector, Log
-from xmodal_jax.training.optim import make_optimiser
-from xmodal_jax.training.parallel import local, make_runner
-from xmodal_jax.training.step import Initial, TrainState, check_weights, initialise, make_state, train_step
-from xmodal_jax.types import Config
+from xmodal_jax.training.optim import live_leaves, make_optimiser
+from xmodal_jax.training.parallel import local
+from xmodal_jax.training.step import Initial, TrainState, make_state, train_step
 
 
 class Trainer:
-    """Everything a run needs, wired from its config; :meth:`run` is the loop."""
+    """The loop over the parts of a run; :meth:`run` is all there is to it."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
-        self.dataset: Dataset = open_dataset(config.data.dir)
-        self.vocabulary = setup.open_vocabulary(workdir, config, self.dataset)
-        self.model = setup.make_model(config, self.vocabulary)
-        example = setup.example_batch(self.dataset, config)
-        train, data = self.dataset.split("train"), config.data
-        captions = setup.make_captions(train, self.vocabulary, config)
-        sampler = Sampler(
-            captions.counts,
-            captions.lengths,
-            sampler=data.sampler,
-            batch_size=data.batch_size,
-            seed=config.seed,
-            captions_per_image=data.captions_per_image,
-            drop_last=data.drop_last,
-        )
-        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        self.pipeline = TrainPipeline(setup.make_reader(train, config), captions, sampler, **hosts)
-        self.per_epoch = self.pipeline.steps_per_epoch
-        self.stages = setup.make_stages(config, self.per_epoch)
-        self.runner = make_runner(config.parallel, data.batch_size)
-        self.initial = initialise(self.model, example, config.seed)
-        objective = setup.make_objective(config, self.per_epoch)
-        check_weights(self.model, objective, {"params": self.initial.params, **self.initial.model_state}, example)
-        dev = self.dataset.split("dev")
-        self.dev = setup.make_reader(dev, config, data.dev_images)
-        self.dev_captions = setup.make_captions(dev, self.vocabulary, config, self.dev.count)
-        self.evaluator = Evaluator(self.model, batch_size=config.eval.batch_size)
-        setup.claim_workdir(workdir, config, self.dataset, self.vocabulary)
-        self.checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    def __init__(self, parts: setup.Parts):
+        self.parts, self.config, self.workdir = parts, parts.config, parts.workdir
+        self.stages, self.runner, self.initial = parts.stages, parts.runner, parts.initial
+        self.checkpoints = parts.checkpoints
+        self.evaluator = Evaluator(parts.model, batch_size=parts.config.eval.batch_size)
         self.signal: int | None = None  # that this process was sent
         self.stop = False  # a signal was sent, to this process or another, and all know of it
-        if captions.cut:
-            print(f"{captions.cut:,} training captions are longer than {max(data.lengths)} tokens and are cut.")
 
     def optimiser(self, stage: setup.Stage) -> Any:
-        schedule = schedules.learning_rate(stage.config.optim, steps=stage.stop - stage.start, per_epoch=self.per_epoch)
-        return make_optimiser(stage.config.optim, self.initial.params, schedule)
+        optim, per_epoch = stage.config.optim, stage.pipeline.steps_per_epoch
+        schedule = schedules.learning_rate(optim, steps=stage.stop - stage.start, per_epoch=per_epoch)
+        return make_optimiser(optim, self.initial.params, schedule)
 
     def compile(self, stage: setup.Stage) -> Any:
         """The device step of a stage."""
-        objective = setup.make_objective(stage.config, self.per_epoch, self.runner.mesh)
-        options = {"model": self.model, "objective": objective, "optimiser": self.optimiser(stage)}
-        step = partial(train_step, **options, stage_start=stage.start, ema_decay=self.config.ema)
+        objective = setup.make_objective(stage.config, stage.pipeline.steps_per_epoch, self.runner.mesh)
+        options = {"model": self.parts.model, "objective": objective, "optimiser": self.optimiser(stage)}
+        live = live_leaves(stage.config.optim, self.initial.params)
+        step = partial(train_step, **options, live=live, stage_start=stage.start, ema_decay=self.config.ema)
         return self.runner.compile(step)
 
     def stage_of(self, step: int) -> setup.Stage:
@@ -98,24 +65,24 @@ class Trainer:
         if step is None:
             return state
         state = self.checkpoints.restore_training(step, state)
-        done = f"epoch {step / self.per_epoch:.2f}, example {step * self.config.data.batch_size:,}"
-        print(f"resumed step {step:,} ({done}): nothing repeated, nothing skipped")
+        print(f"resumed step {step:,} (epoch {stage.epoch(step):.2f}): nothing repeated, nothing skipped")
         return state
 
     def start_params(self, params: Any) -> Any:
         """Word vectors and the parameters of another run, where the config asks for them."""
         if self.config.data.word_vectors:
-            params = setup.with_word_vectors(params, self.config.data.word_vectors, self.vocabulary)
+            tables = self.parts.model.word_tables
+            params = setup.with_word_vectors(params, self.config.data.word_vectors, self.parts.vocabulary, tables)
         source = self.config.init.workdir
         if source:
             other = Path(source)
             saved = configs.read(other)
-            theirs = Vocabulary.load(other / "vocabulary.json")
-            if theirs.words != self.vocabulary.words and not self.config.init.skip:
+            theirs, ours = setup.read_vocabulary(other), self.parts.vocabulary
+            if theirs and ours and theirs.words != ours.words and not self.config.init.skip:
                 raise CheckpointError(
                     f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
-                    f"{self.vocabulary.sha256[:8]} ({len(self.vocabulary):,}); name the embedding in "
-                    "--config.init.skip to leave it at its initial value, or train on the same captions."
+                    f"{ours.sha256[:8]} ({len(ours):,}); name the embedding in --config.init.skip to leave it at its "
+                    "initial value, or train on the same captions."
                 )
             checkpoints = Checkpoints(other, read_only=True)
             tree = checkpoints.restore_model(checkpoints.best())
@@ -129,7 +96,7 @@ class Trainer:
         weights = "ema" if self.config.ema else "raw"
         variables = {"params": one.ema if self.config.ema else one.params, **one.model_state}
         result = self.evaluator.table(
-            variables, self.dev, self.dev_captions, protocol="full", weights=weights, quiet=True, draws=0
+            variables, self.parts.dev, self.parts.dev_captions, protocol="full", weights=weights, quiet=True, draws=0
         )
         sides = (("i2t", result.i2t), ("t2i", result.t2i))
         flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in sides for k in (1, 5, 10)}
@@ -144,7 +111,6 @@ class Trainer:
         """Train to the end, or until a signal asks to stop. Returns the exit code."""
         state = self.restore()
         first, last = int(state.step), self.stages[-1].stop
-        evaluate_every = self.config.eval.every_steps or max(round(self.config.eval.every_epochs * self.per_epoch), 1)
         collapse = CollapseDetector(self.config)
         with (
             Log(self.workdir, self.config, first, self.initial.params, active=processes.first()) as log,
@@ -152,32 +118,35 @@ class Trainer:
             caught_signals(self),
         ):
             device = self.runner.put_state(state)
-            batches = self.batches(first, last)
             for stage in self.stages:
                 if first >= stage.stop:
                     continue
                 if stage.start > 0 and first <= stage.start and not stage.config.keep_optimiser:
                     fresh = self.optimiser(stage).init(self.runner.get_state(device).params)
                     device = self.runner.put_state(self.runner.get_state(device)._replace(opt_state=fresh))
-                update = self.compile(stage)
+                update, per_epoch = self.compile(stage), stage.pipeline.steps_per_epoch
+                evaluate_every = self.config.eval.every_steps or max(
+                    round(self.config.eval.every_epochs * per_epoch), 1
+                )
+                batches = self.batches(stage, max(first, stage.start))
                 pending: tuple[int, Any, Any] | None = None
                 for step in range(max(first, stage.start), stage.stop):
                     device, metrics = update(device, next(batches))
                     stop = processes.anyone(self.signal is not None)
                     if pending is not None:
-                        self.account(pending, log, progress, collapse)
+                        self.account(stage, pending, log, progress, collapse)
                     pending = (step + 1, metrics, stop)
                     self.checkpoints.poll()
                     evaluated = None
                     if self.due(step + 1, evaluate_every, stage):
-                        self.account(pending, log, progress, collapse)
+                        self.account(stage, pending, log, progress, collapse)
                         pending = None
                         evaluated = self.evaluate(device)
                         log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
                         progress.note(f"dev rsum {evaluated['rsum']:.1f}")
                     if self.stop or evaluated or self.due(step + 1, self.config.checkpoint.every_steps, stage):
                         if pending is not None:
-                            self.account(pending, log, progress, collapse)
+                            self.account(stage, pending, log, progress, collapse)
                             pending = None
                         self.checkpoints.save(self.runner.get_state(device), evaluated)
                     if self.stop:
@@ -189,23 +158,30 @@ class Trainer:
             (self.workdir / "finished.json").write_text(json.dumps({"step": last}) + "\n")
         return 0
 
-    def batches(self, start: int, stop: int) -> Iterator[Any]:
-        """Device batches, one ahead of the step so that the copy overlaps the computation."""
+    def batches(self, stage: setup.Stage, start: int) -> Iterator[Any]:
+        """Device batches of the rest of a stage, one ahead of the step so that the copy overlaps the computation."""
         ahead: list[Any] = []
-        for batch in self.pipeline.batches(start, stop):
+        for batch in stage.pipeline.batches(start, stage.stop):
             ahead.append(self.runner.put_batch(batch))
             if len(ahead) > 1:
                 yield ahead.pop(0)
         yield from ahead
 
-    def account(self, pending: tuple[int, Any, Any], log: Log, progress: Progress, collapse: CollapseDetector) -> None:
+    def account(
+        self,
+        stage: setup.Stage,
+        pending: tuple[int, Any, Any],
+        log: Log,
+        progress: Progress,
+        collapse: CollapseDetector,
+    ) -> None:
         """Read the metrics of a step, write them, and stop on what cannot be trained further."""
         step, metrics = pending[0], {name: float(value) for name, value in self.runner.read(pending[1]).items()}
         self.stop = bool(pending[2])
         progress.advance(1, f"loss {metrics['loss']:.3f}")
         if not metrics["finite"]:
-            image, _, _ = self.pipeline.plan(step - 1)
-            ids = [self.pipeline.reader.split.ids[i] for i in image[:3]]
+            pipeline = stage.pipeline
+            ids = [pipeline.reader.split.ids[i] for i in pipeline.plan(step - 1).image[:3]]
             raise NumericError(
                 f"Loss or gradient of step {step:,} is not finite (loss {metrics['loss']}, gradient norm "
                 f"{metrics['grad_norm']}; its batch begins with images {', '.join(ids)}); parameters were left as "
@@ -213,7 +189,7 @@ class Trainer:
             )
         collapse.see(step, metrics)
         if step % self.config.log.every_steps == 0:
-            log.write(step, {**metrics, "waited_s": self.pipeline.waited, "epoch": step / self.per_epoch})
+            log.write(step, {**metrics, "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)})
 
 
 class caught_signals:
@@ -246,9 +222,9 @@ def main(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """`xmodal train` in one process."""
-    config = configs.load(args.config, args.overrides)
+    config = configs.load(args.config, args.overrides, args.data)
     began = time.monotonic()
-    trainer = Trainer(config, Path(args.workdir))
+    trainer = Trainer(setup.setup(config, Path(args.workdir)))
     try:
         code = trainer.run()
     finally:

@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 class Feature(NamedTuple):
     """Shape of one item's feature, (F,) or (None, F) for any number of regions, and its dtype in the data set."""
 
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...]  # its last number is F
     dtype: str = "float32"
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import losses, similarity
-from xmodal_jax.losses import chunked
+from xmodal_jax.losses import Pairing, chunked
 from xmodal_jax.similarity.pairwise import pairwise
 from xmodal_jax.types import Batch, Fragments, Images, Texts
 
@@ -131,8 +131,8 @@ def vse(size: int, chunk: int = 256) -> Case:
     number = np.arange(size, dtype=np.int32)
 
     def loss(image: jax.Array, text: jax.Array) -> jax.Array:
-        ids = Images({}, None, number), Texts(None, None, number, number, number)
-        pairs = chunked.Pairs(similarity.dot, image, text, *ids, chunk)
+        pairing = Pairing(number, number, number, number)
+        pairs = chunked.Pairs(similarity.dot, image, text, pairing, chunk)
         return chunked.triplet(pairs, margin=MARGIN, hardness=1).loss
 
     def loop() -> Callable[[], Any]:

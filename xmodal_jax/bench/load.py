@@ -28,26 +28,25 @@ WORDS = [f"word{i}" for i in range(2000)]
 def make_gallery(folder: Path, items: int = ITEMS, width: int = WIDTH) -> Path:
     """A gallery of ``items`` images of random features, under VSE++ with random parameters; a hundred have captions."""
     from xmodal_jax import config as configs
-    from xmodal_jax.export import functions
     from xmodal_jax.export import run as export
     from xmodal_jax.inference import index, load
     from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
-    from xmodal_jax.training import setup
+    from xmodal_jax.training.model import example_batch, make_model
     from xmodal_jax.training.step import initialise
-    from xmodal_jax.types import Batch
+    from xmodal_jax.types import Facts, Feature
 
     config = configs.load("vse.py:vsepp", [f"--config.model.embed_dim={width}", "--config.model.feature=global"])
     vocabulary = Vocabulary([*SPECIAL, *WORDS])
-    model = setup.make_model(config, vocabulary)
-    features = {"global": (FEATURES,)}
-    init = initialise(model, Batch(*functions.example_of(features, 1, 16)), 0)
+    facts = Facts({"global": Feature((FEATURES,))}, vocabulary=len(vocabulary), words=64)
+    model = make_model(config, facts)
+    init = initialise(model, example_batch(model.inputs, facts), 0)
     export.write(
         folder / "bundle",
         config=config,
         model=model,
         variables={"params": init.params, **init.model_state},
         vocabulary=vocabulary,
-        features=features,
+        facts=facts,
         card=export.Card("Random numbers, to measure with.", "none", None, "Not measured."),
     )
 

@@ -16,13 +16,12 @@ from flax.traverse_util import unflatten_dict
 from xmodal_jax.convert import pth, systems, words
 from xmodal_jax.digest import sha256
 from xmodal_jax.errors import CheckpointError
-from xmodal_jax.export import functions
 from xmodal_jax.export import run as export
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import setup
 from xmodal_jax.training.checkpoint import flat
-from xmodal_jax.types import Batch, Config
+from xmodal_jax.training.model import example_batch, make_model
+from xmodal_jax.types import Config, Facts, Feature
 
 REPOSITORIES = {
     "vsepp": "fartashf/vsepp",
@@ -30,6 +29,8 @@ REPOSITORIES = {
     "vse_infty": "woodfrog/vse_infty",
     "adapt": "jwehrmann/retrieval.pytorch",
 }
+
+REGIONS = 36  # of an image, in the features that these checkpoints were trained on
 
 
 class Converted(NamedTuple):
@@ -39,7 +40,7 @@ class Converted(NamedTuple):
     model: Matcher
     variables: Any
     vocabulary: Vocabulary | None  # None: captions come as the original's token ids
-    features: export.Features
+    facts: Facts
     notes: list[str]  # sentences that its user should know
     mapped: dict[str, str]  # our parameter -> the original's tensor
     unused: list[str]  # tensors that no use of the model reads
@@ -72,10 +73,13 @@ def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converte
     own, order = None, None
     if vocabulary is not None:
         own, order = words.match(words.read_words(vocabulary), recipe.vocabulary, vocabulary)
-    model = setup.make_model(recipe.config, own or words.nameless(recipe.vocabulary))
-    features: export.Features = {recipe.config.model.feature: recipe.feature}
+    tokens = len(own or words.nameless(recipe.vocabulary))
+    lengths = max(map(int, recipe.config.data.lengths))
+    regions = REGIONS if None in recipe.feature else 1
+    facts = Facts({recipe.config.model.feature: Feature(recipe.feature)}, {}, tokens, 0, regions, lengths)
+    model = make_model(recipe.config, facts)
     arrays = {name: arrange(name, state[theirs], order) for name, theirs in names.items()}
-    check_shapes(arrays, wanted(model, features), names, path)
+    check_shapes(arrays, wanted(model, facts), names, path)
     notes = list(recipe.notes)
     if own is None:
         notes.append("without --vocab the bundle takes the token ids of the original's vocabulary, and no sentences")
@@ -88,7 +92,7 @@ def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converte
         model,
         unflatten_dict(arrays, sep="/"),
         own,
-        features,
+        facts,
         notes,
         names,
         unused,
@@ -132,9 +136,9 @@ def arrange(name: str, array: np.ndarray, order: list[int] | None) -> jax.Array:
     return jnp.asarray(array, jnp.float32)
 
 
-def wanted(model: Matcher, features: export.Features) -> dict[str, tuple[int, ...]]:
+def wanted(model: Matcher, facts: Facts) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters and running statistics of the model."""
-    batch = Batch(*functions.example_of(features, 4, 8))
+    batch = example_batch(model.inputs, facts)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     return {name: leaf.shape for name, leaf in flat(jax.eval_shape(model.init, keys, batch)).items()}
 
@@ -186,7 +190,7 @@ def main(args: argparse.Namespace) -> int:
         model=made.model,
         variables=made.variables,
         vocabulary=made.vocabulary,
-        features=made.features,
+        facts=made.facts,
         card=export.Card(
             f"Converted by xmodal_jax from `{args.checkpoint.name}` (SHA-256 {digest}), a checkpoint of the code of "
             f"{REPOSITORIES[args.system]}.{notes}",

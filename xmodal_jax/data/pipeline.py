@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from xmodal_jax.data.order import Sampler
+from xmodal_jax.data.order import Epoch, Sampler
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import DataError, UsageError, require
 from xmodal_jax.text.vocabulary import Vocabulary
@@ -20,20 +21,36 @@ from xmodal_jax.types import Batch, Images, Texts
 
 
 class Captions:
-    """The tokens of all captions of a split, in one flat array.
+    """The captions of a split as a model reads them: tokens in one flat array, dense vectors row by row.
 
-    Captions of more than ``max_words`` tokens are cut, ``<end>`` kept; ``cut`` counts them.
+    Captions of more than ``max(lengths)`` tokens are cut, ``<end>`` kept; ``cut`` counts them.
+
+    Args:
+        captions: of each image.
+        vocabulary: None where the model reads no tokens.
+        lengths: the static W that a batch may have.
+        features: dense text vectors by name, [captions, F] each.
     """
 
-    def __init__(self, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, lengths: Sequence[int]):
-        self.static = np.sort(np.asarray(lengths, np.int64))  # the W a batch may have
-        self.counts = np.array([len(own) for own in captions], np.int64)
+    def __init__(
+        self,
+        captions: Sequence[Sequence[str]],
+        vocabulary: Vocabulary | None,
+        lengths: Sequence[int],
+        features: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.static = np.sort(np.asarray(lengths if vocabulary else [1], np.int64))
+        self.features = dict(features or {})
+        self.counts = np.array([len(texts) for texts in captions], np.int64)
         self.image = np.repeat(np.arange(len(captions)), self.counts)
         self.cut = 0
-        tokens = [self._fit(vocabulary.encode(text)) for own in captions for text in own]
-        self.lengths = np.array([len(one) for one in tokens], np.int64)
-        self.first = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.flat = np.fromiter((t for one in tokens for t in one), np.int32, self.first[-1])
+        self.flat: np.ndarray | None = None
+        self.lengths = np.ones(len(self.image), np.int64)
+        if vocabulary:
+            tokens = [self._fit(vocabulary.encode(text)) for texts in captions for text in texts]
+            self.lengths = np.array([len(caption) for caption in tokens], np.int64)
+            self.first = np.concatenate([[0], np.cumsum(self.lengths)])
+            self.flat = np.fromiter((t for caption in tokens for t in caption), np.int32, self.first[-1])
 
     def _fit(self, tokens: list[int]) -> list[int]:
         longest = int(self.static[-1])
@@ -52,10 +69,15 @@ class Captions:
         width = width or int(self.static[np.searchsorted(self.static, max(int(length.max()), 1))])
         place = np.arange(width)
         mask = place < length[:, None]
-        token = np.where(mask, self.flat[np.minimum(self.first[caption][:, None] + place, len(self.flat) - 1)], 0)
+        token = None
+        if self.flat is not None:
+            start = self.first[caption][:, None] + place
+            token = np.where(mask, self.flat[np.minimum(start, len(self.flat) - 1)], 0).astype(np.int32)
         image = np.where(real, self.image[caption], -1)
-        token, row, image, own = (x.astype(np.int32) for x in (token, row, image, np.where(real, caption, -1)))
-        return Texts(token, mask, row, image, own)
+        row, image, number = (x.astype(np.int32) for x in (row, image, np.where(real, caption, -1)))
+        rows = np.maximum(caption, 0)
+        feature = {name: np.asarray(array[rows], np.float32) for name, array in self.features.items()}
+        return Texts(token, mask, row, image, number, feature or None)
 
 
 class FeatureReader:
@@ -167,9 +189,10 @@ class FeatureReader:
 
 
 class TrainPipeline:
-    """Batches of a training split for steps ``start`` to ``stop``; each host reads its own rows of the global batch.
+    """Batches of a training split by step; each host reads its own rows of the global batch.
 
-    ``waited`` is the time in seconds the consumer spent waiting for input.
+    Step ``first_step`` begins epoch ``first_epoch`` of the sampler. ``waited`` is the time in seconds the consumer
+    spent waiting for input.
     """
 
     def __init__(
@@ -178,15 +201,18 @@ class TrainPipeline:
         captions: Captions,
         sampler: Sampler,
         *,
+        first_step: int = 0,
+        first_epoch: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        if sampler.batch_size % process_count:
-            raise UsageError(
-                f"data.batch_size {sampler.batch_size} does not divide over {process_count} hosts; "
-                f"use a multiple of {process_count}."
-            )
+        for name, size in (("data.batch_size", sampler.batch_size), ("candidates", sampler.roles.get("candidate", 0))):
+            if size % process_count:
+                raise UsageError(
+                    f"{name} {size} does not divide over {process_count} hosts; use a multiple of {process_count}."
+                )
         self.reader, self.captions, self.sampler = reader, captions, sampler
+        self.first_step, self.first_epoch = first_step, first_epoch
         self.process_index, self.process_count = process_index, process_count
         self.waited = 0.0
 
@@ -194,11 +220,12 @@ class TrainPipeline:
     def steps_per_epoch(self) -> int:
         return self.sampler.steps_per_epoch
 
-    def plan(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Global image rows [B], captions [C] and the captions' image rows [C] of a step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = self.sampler.epoch(epoch)
-        return order.image[index], order.caption[index], order.row
+    def plan(self, step: int) -> Epoch:
+        """What a step holds: global image rows [B], captions [C], their images' rows [C], and further captions."""
+        epoch, index = divmod(step - self.first_step, self.steps_per_epoch)
+        order = self.sampler.epoch(self.first_epoch + epoch)
+        rows = [None if items is None else items[index] for items in (order.target, order.candidate)]
+        return Epoch(order.image[index], order.caption[index], order.row, *rows)
 
     def host_rows(self, items: np.ndarray) -> np.ndarray:
         share = len(items) // self.process_count
@@ -206,19 +233,23 @@ class TrainPipeline:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The host's part of each global batch; caption rows stay global, so do the static lengths."""
-        stream = self.reader.stream(start, stop, lambda step: self.host_rows(self.plan(step)[0]))
+        stream = self.reader.stream(start, stop, lambda step: self.host_rows(self.plan(step).image))
         for step in range(start, stop):
-            image, caption, row = self.plan(step)
-            texts = Texts(*map_rows(self.host_rows, self.captions.texts(caption, row)))
+            plan = self.plan(step)
+            texts = self.texts(plan.caption, plan.row)
+            target = candidate = None
+            if plan.target is not None:
+                target = self.texts(plan.target, np.repeat(plan.row, len(plan.target) // len(plan.row)))
+            if plan.candidate is not None:
+                candidate = self.texts(plan.candidate, np.zeros(len(plan.candidate), np.int64))
             began = time.perf_counter()
             arrays = next(stream)
             self.waited += time.perf_counter() - began
-            yield Batch(self.reader.images(arrays, self.host_rows(image)), texts)
+            yield Batch(self.reader.images(arrays, self.host_rows(plan.image)), texts, target, candidate)
 
-
-def map_rows(cut: Any, texts: Texts) -> list[Any]:
-    """Apply ``cut`` to every array of ``texts``."""
-    return [None if value is None else cut(value) for value in texts]
+    def texts(self, caption: np.ndarray, row: np.ndarray) -> Texts:
+        """The host's rows of the captions of a global batch."""
+        return jax.tree.map(self.host_rows, self.captions.texts(caption, row))
 
 
 def image_batches(reader: FeatureReader, size: int) -> Iterator[Images]:

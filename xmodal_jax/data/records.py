@@ -5,6 +5,7 @@
     DIR/<split>.captions.jsonl                      one line an image: id, captions, size, picture
     DIR/images/                                     the pictures, where the importer was given any
     DIR/import_report.jsonl                         what the importer dropped and why, where it dropped anything
+    DIR/<split>.text.<name>.npy, text.<name>.npz    text features added later: [captions, F], and what makes them
     DIR/manifest.json                               counts, shapes, source; bytes and SHA-256 of every other file
 
 Nothing here imports TensorFlow, neither to write nor to read.
@@ -60,6 +61,11 @@ def finite(array: np.ndarray) -> bool:
 
 def captions_path(directory: Path, split: str) -> Path:
     return directory / f"{split}.captions.jsonl"
+
+
+def text_file(name: str, split: str = "") -> str:
+    """The file of the text features ``name`` of a split, or, without one, of the model that makes them."""
+    return f"{split}.text.{name}.npy" if split else f"text.{name}.npz"
 
 
 def _files(directory: Path) -> dict[str, Path]:
@@ -140,6 +146,14 @@ class Dataset:
         return Split(self, name)
 
     @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of the manifest as the importer left it: text features that were added since do not change it."""
+        names = self.manifest.get("text_features", ())
+        added = {text_file(name, split) for name in names for split in (*self.splits, "")}
+        files = {name: entry for name, entry in self.manifest["files"].items() if name not in added}
+        return digest({key: value for key, value in self.manifest.items() if key != "text_features"} | {"files": files})
+
+    @functools.cached_property
     def builder(self) -> Any:
         """The TFDS builder over the folder."""
         require("tensorflow_datasets", "train")
@@ -187,6 +201,34 @@ class Split:
     def pictures(self) -> list[Path | None]:
         folder = self.dataset.directory / "images"
         return [folder / line["picture"] if line["picture"] else None for line in self._lines]
+
+    @property
+    def text_features(self) -> list[str]:
+        """Names of the text features that have been added."""
+        return list(self.dataset.manifest.get("text_features", ()))
+
+    def text_feature(self, name: str) -> np.ndarray:
+        """[C, F] float32, memory-mapped: a vector of every caption, in their order through all images.
+
+        Raises:
+          DataError: there are none of this name, or their file is missing, cut short or something else.
+        """
+        directory, manifest = self.dataset.directory, self.dataset.manifest
+        if name not in self.text_features:
+            raise DataError(
+                f'{directory} has no text features "{name}", only {", ".join(self.text_features) or "none"}; add them '
+                f"with: xmodal data text-features KIND {directory} --name {name}"
+            )
+        path = directory / text_file(name, self.name)
+        shape = (manifest["splits"][self.name]["captions"], *manifest["text_features"][name]["shape"])
+        try:
+            whole = path.stat().st_size == manifest["files"][path.name]["bytes"]
+            array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False) if whole else None
+        except (OSError, ValueError, EOFError):
+            array = None
+        if array is None or array.shape != shape or array.dtype != np.float32:
+            raise DataError(f"{path} is missing or damaged; add the text features to the imported data again.")
+        return array
 
     @property
     def paths(self) -> list[Path]:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from xmodal_jax.data.text import tokenize
 from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.text.tokens import tokenize
 
 HIGHEST = 4  # longest n-gram of BLEU and CIDEr, in words
 BETA = 1.2  # weight of the recall in ROUGE-L

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax import config as configs
+from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, open_dataset
-from xmodal_jax.errors import CheckpointError
+from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
+from xmodal_jax.evaluation.speak import Said, Speaker, speech
 from xmodal_jax.evaluation.vote import Member, rank_table
-from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.text.generation import Decoding
 from xmodal_jax.training.checkpoint import Checkpoints
-from xmodal_jax.training.setup import make_captions, make_model, make_reader
+from xmodal_jax.training.model import facts_of, inputs_of, make_model
+from xmodal_jax.training.setup import make_captions, read_vocabulary
 from xmodal_jax.types import Config
 
 
@@ -25,9 +28,11 @@ class Run:
     def __init__(self, workdir: Path, data: str | None = None):
         self.workdir = workdir
         self.config: Config = configs.read(workdir)
-        self.vocabulary = Vocabulary.load(workdir / "vocabulary.json")
         self.dataset: Dataset = open_dataset(data or self.config.data.dir)
-        self.model = make_model(self.config, self.vocabulary)
+        self.inputs = inputs_of(self.config)
+        self.vocabulary = read_vocabulary(workdir)
+        self.facts = facts_of(self.dataset, self.inputs, self.config, self.vocabulary)
+        self.model = make_model(self.config, self.facts)
         self.checkpoints = Checkpoints(workdir, read_only=True)
         self.evaluator = Evaluator(self.model, batch_size=self.config.eval.batch_size)
 
@@ -46,14 +51,39 @@ class Run:
         params = tree["ema"] if self.config.ema else tree["params"]
         return {"params": params, **tree["model_state"]}, weights
 
+    def reader(self, split: str, *, boxes: bool = False) -> FeatureReader:
+        """Reader of what the model reads of the images of a split."""
+        return FeatureReader(self.dataset.split(split), self.inputs.image, boxes=boxes)
+
+    def captions(self, split: str) -> Captions:
+        """The captions of a split as the model reads them."""
+        return make_captions(self.dataset.split(split), self.inputs, self.vocabulary, self.config)
+
+    def check_speaks(self) -> None:
+        """Raise a UsageError unless the run's system says something."""
+        if not self.model.has("begin"):
+            raise UsageError(f'The system "{self.config.model.name}" of {self.workdir} does not speak; STT does.')
+
+    def speaker(self, decoding: Decoding) -> Speaker:
+        """What says sentences with the run's model."""
+        assert self.vocabulary is not None  # what speaks has words
+        return Speaker(self.model, self.vocabulary, decoding, batch_size=self.config.eval.batch_size)
+
+    def speech(self, step: int, split: str, decoding: Decoding) -> list[Said]:
+        """The sentences of one step on a split, with scores; none of a system that does not speak."""
+        if not self.model.has("begin") or self.vocabulary is None:
+            return []
+        variables, _ = self.variables(step)
+        parts = (self.vocabulary, self.reader(split), self.captions(split), decoding)
+        return speech(self.model, variables, *parts, batch_size=self.config.eval.batch_size)
+
     def member(self, step: int, split: str) -> tuple[Member, np.ndarray, str]:
         """A step with its stacks of a split, the image of each caption, and which weights they are."""
-        own = self.dataset.split(split)
-        captions = make_captions(own, self.vocabulary, self.config)
+        reader, captions = self.reader(split), self.captions(split)
         if captions.cut:
             print(f"{captions.cut:,} captions are longer than {max(self.config.data.lengths)} tokens and were cut.")
         variables, weights = self.variables(step)
-        stacks = self.evaluator.representations(variables, make_reader(own, self.config), captions, quiet=False)
+        stacks = self.evaluator.representations(variables, reader, captions, quiet=False)
         return Member(self.evaluator.score, variables, *stacks), captions.image, weights
 
     def vote(self, split: str) -> tuple[Member, np.ndarray, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from xmodal_jax.errors import UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.training.checkpoint import flat
+from xmodal_jax.training.model import example_batch
 from xmodal_jax.training.optim import path_name
-from xmodal_jax.types import Images, Texts
+from xmodal_jax.types import Facts, Images, Texts
 
 Struct = jax.ShapeDtypeStruct
-Features = Mapping[str, tuple[int | None, ...]]  # of one image: (F,), or (None, F) for any number of regions
 
 
 class Function(NamedTuple):
@@ -39,80 +40,140 @@ def used(function: Callable[..., Any], *args: Any) -> list[bool]:
     return [id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(args[0]))]]
 
 
-def export_model(
-    model: Matcher, variables: Any, features: Features, example: tuple[Images, Texts]
-) -> dict[str, Function]:
-    """Each function of ``model``, by name; ``example`` is an image and a caption of the right sizes to trace with."""
-    names, values = zip(*flat(variables).items(), strict=True)
-    treedef = jax.tree.structure(variables)
-    image, text = (
-        jax.eval_shape(lambda v, x, m=method: model.apply(v, x, train=False, method=m)[0], variables, own)
-        for method, own in zip(("encode_image", "encode_text"), example, strict=True)
-    )
-    structures = jax.tree.structure(image), jax.tree.structure(text)
+def export_model(model: Matcher, variables: Any, facts: Facts) -> dict[str, Function]:
+    """Each function of ``model``, by name; ``facts`` gives the shapes of what it reads."""
+    return Exporter(model, variables, facts).functions()
 
-    def encode_image(parameters, feature, mask):
-        own = Images(feature, mask, jnp.zeros(mask.shape[:1], jnp.int32))
-        out = model.apply(jax.tree.unflatten(treedef, parameters), own, train=False, method="encode_image")
-        return jax.tree.leaves(out[0])
 
-    def encode_text(parameters, token, mask):
+class Exporter:
+    """Traces the functions of one model with symbolic numbers of items, regions and words."""
+
+    def __init__(self, model: Matcher, variables: Any, facts: Facts):
+        self.model, self.facts, self.inputs = model, facts, model.inputs
+        self.names, values = zip(*flat(variables).items(), strict=True)
+        self.parameters = [Struct(np.shape(value), value.dtype) for value in values]
+        self.tree = jax.tree.structure(variables)
+        example = example_batch(self.inputs, facts, images=2)
+        self.sides = (example.image, example.text)
+        self.image, self.text = (
+            jax.eval_shape(lambda v, x, m=method: model.apply(v, x, train=False, method=m)[0], variables, items)
+            for method, items in zip(("encode_image", "encode_text"), self.sides, strict=True)
+        )
+        most = self.inputs.most_regions  # a model with parameters for each region takes no more of them
+        self.limit = [f"r <= {most}"] if most is not None else []
+
+    def functions(self) -> dict[str, Function]:
+        made = {
+            "encode_image": self.build(
+                lambda p, *args: jax.tree.leaves(
+                    self.apply(p, self.images(*args), method="encode_image", train=False)[0]
+                ),
+                leaf_names(self.image),
+                self.image_args,
+                self.limit,
+            ),
+            "encode_text": self.build(
+                lambda p, *args: jax.tree.leaves(
+                    self.apply(p, self.texts(*args), method="encode_text", train=False)[0]
+                ),
+                leaf_names(self.text),
+                self.text_args,
+            ),
+        }
+
+        def pair_args(scope):
+            avals = (made[name].exported.out_avals for name in ("encode_image", "encode_text"))
+            return [[_struct(str(a.shape)[1:-1], a.dtype, scope) for a in leaves] for leaves in avals]
+
+        structures = jax.tree.structure(self.image), jax.tree.structure(self.text)
+
+        def on_pair(method):
+            def function(parameters, image, text):
+                pair = (jax.tree.unflatten(*side) for side in zip(structures, (image, text), strict=True))
+                return self.apply(parameters, *pair, method=method)
+
+            return function
+
+        limit = self.limit if "r" in str([a.shape for a in made["encode_image"].exported.out_avals]) else []
+        made["score"] = self.build(on_pair("score"), ["score"], pair_args, limit)
+        if self.model.has("attention"):
+            made["attention"] = self.build(on_pair("attention"), ["weight"], pair_args, limit)
+        return made | (self.speaking() if self.model.has("begin") else {})
+
+    def speaking(self) -> dict[str, Function]:
+        """What :mod:`xmodal_jax.text.generation` calls: the first state from an image or a caption, and one word."""
+        made, carry = {}, None
+        sides = {"begin_image": (self.images, self.image_args), "begin_text": (self.texts, self.text_args)}
+        for (name, (source, args)), example in zip(sides.items(), self.sides, strict=True):
+            try:
+                carry = jax.eval_shape(lambda p, x: self.apply(p, x, method="begin"), self.parameters, example)
+            except UsageError:  # it speaks of the other side only
+                continue
+            made[name] = self.build(
+                lambda p, *arrays, source=source: jax.tree.leaves(self.apply(p, source(*arrays), method="begin")),
+                leaf_names(carry),
+                args,
+                self.limit if name == "begin_image" else [],
+            )
+        state, structure = jax.tree.leaves(carry), jax.tree.structure(carry)
+
+        def word(parameters, carry, token):
+            carry, logits = self.apply(parameters, jax.tree.unflatten(structure, carry), token, method="word")
+            return [*jax.tree.leaves(carry), logits]
+
+        def word_args(scope):
+            carry = [_struct(", ".join(["n", *map(str, leaf.shape[1:])]), leaf.dtype, scope) for leaf in state]
+            return carry, _struct("n", np.int32, scope)
+
+        made["word"] = self.build(word, [*leaf_names(carry), "logits"], word_args)
+        return made
+
+    def apply(self, parameters: Any, *args: Any, **options: Any) -> Any:
+        return self.model.apply(jax.tree.unflatten(self.tree, parameters), *args, **options)
+
+    def images(self, feature: Any, mask: Any) -> Images:
+        return Images(feature, mask, jnp.zeros(mask.shape[:1], jnp.int32))
+
+    def texts(self, text: Any, mask: Any) -> Texts:
         zero = jnp.zeros(mask.shape[:1], jnp.int32)
-        own = Texts(token, mask, zero, zero, zero)
-        out = model.apply(jax.tree.unflatten(treedef, parameters), own, train=False, method="encode_text")
-        return jax.tree.leaves(out[0])
+        dense = {name: value for name, value in text.items() if name != "token"}
+        return Texts(text.get("token"), mask, zero, zero, zero, dense or None)
 
-    def on_pair(method):
-        def function(parameters, image, text):
-            own = (jax.tree.unflatten(*pair) for pair in zip(structures, (image, text), strict=True))
-            return model.apply(jax.tree.unflatten(treedef, parameters), *own, method=method)
+    def image_args(self, scope):
+        shapes = {name: ["b", *("r" if n is None else str(n) for n in f.shape)] for name, f in self.facts.image.items()}
+        feature = {name: _struct(", ".join(shape), np.float32, scope) for name, shape in shapes.items()}
+        regions = "r" if any("r" in shape for shape in shapes.values()) else "1"
+        return feature, _struct(f"b, {regions}", bool, scope)
 
-        return function
-
-    # A model with parameters for each region (SGRAF) takes no more regions than it has.
-    most = getattr(model, "regions", None)
-    limit = [f"r <= {most}"] if isinstance(most, int) else []
+    def text_args(self, scope):
+        text = {name: _struct(f"c, {f.shape[-1]}", np.float32, scope) for name, f in self.facts.text.items()}
+        if "token" not in self.inputs.text:
+            return text, _struct("c, 1", bool, scope)
+        return text | {"token": _struct("c, w", np.int32, scope)}, _struct("c, w", bool, scope)
 
     def build(
-        function: Callable[..., Any], leaves: list[str], args: Callable[[export.SymbolicScope], Any], *constraints: str
+        self,
+        function: Callable[..., Any],
+        leaves: list[str],
+        args: Callable[[export.SymbolicScope], Any],
+        constraints: Sequence[str] = (),
     ) -> Function:
-        structs = [Struct(np.shape(value), value.dtype) for value in values]
-        keep = used(function, structs, *args(export.SymbolicScope(constraints)))
+        """``function(parameters, *args)`` as StableHLO, with the parameters that it reads."""
+        keep = used(function, self.parameters, *args(export.SymbolicScope(constraints)))
 
         def pruned(parameters, *rest):
-            own = iter(parameters)  # of those that are not used only the shape counts
-            whole = [next(own) if kept else jnp.zeros(x.shape, x.dtype) for x, kept in zip(structs, keep, strict=True)]
+            read = iter(parameters)  # of those that are not used only the shape counts
+            whole = [
+                next(read) if kept else jnp.zeros(x.shape, x.dtype)
+                for x, kept in zip(self.parameters, keep, strict=True)
+            ]
             return function(whole, *rest)
 
         chosen = [index for index, kept in enumerate(keep) if kept]
         out = export.export(jax.jit(pruned), platforms=layout.PLATFORMS)(
-            [structs[index] for index in chosen], *args(export.SymbolicScope(constraints))
+            [self.parameters[index] for index in chosen], *args(export.SymbolicScope(constraints))
         )
-        return Function(out, [names[index] for index in chosen], leaves, pruned)
-
-    def image_args(scope):
-        shapes = {name: ["b", *("r" if n is None else str(n) for n in shape)] for name, shape in features.items()}
-        feature = {name: _struct(", ".join(shape), np.float32, scope) for name, shape in shapes.items()}
-        regions = "r" if any(None in shape for shape in features.values()) else "1"
-        return feature, _struct(f"b, {regions}", bool, scope)
-
-    def text_args(scope):
-        return _struct("c, w", np.int32, scope), _struct("c, w", bool, scope)
-
-    made = {
-        "encode_image": build(encode_image, leaf_names(image), image_args, *limit),
-        "encode_text": build(encode_text, leaf_names(text), text_args),
-    }
-
-    def pair_args(scope):
-        avals = (made[name].exported.out_avals for name in ("encode_image", "encode_text"))
-        return [[_struct(str(a.shape)[1:-1], a.dtype, scope) for a in own] for own in avals]
-
-    pair_limit = limit if "r" in str([a.shape for a in made["encode_image"].exported.out_avals]) else []
-    made["score"] = build(on_pair("score"), ["score"], pair_args, *pair_limit)
-    if type(model).attention is not Matcher.attention:
-        made["attention"] = build(on_pair("attention"), ["weight"], pair_args, *pair_limit)
-    return made
+        return Function(out, [self.names[index] for index in chosen], leaves, pruned)
 
 
 def _struct(shape: str, dtype: Any, scope: export.SymbolicScope) -> Struct:
@@ -123,15 +184,3 @@ def leaf_names(tree: Any) -> list[str]:
     """Names of a representation's arrays, ``region/feature``; a single array is called ``embedding``."""
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     return ["embedding"] if names == [""] else names
-
-
-def example_of(features: Features, regions: int, words: int) -> tuple[Images, Texts]:
-    """One image and one caption of zeros."""
-    own = {
-        name: np.zeros((1, *(regions if n is None else n for n in shape)), np.float32)
-        for name, shape in features.items()
-    }
-    regions = regions if any(None in shape for shape in features.values()) else 1
-    zero = np.zeros(1, np.int32)
-    mask = np.ones((1, words), bool)
-    return Images(own, np.ones((1, regions), bool), zero), Texts(np.zeros((1, words), np.int32), mask, zero, zero, zero)

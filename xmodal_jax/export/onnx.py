@@ -22,17 +22,20 @@ from xmodal_jax.export.functions import Function
 from xmodal_jax.layers.recurrent import scanned
 
 TOLERANCE = 1e-5  # of the largest entry; both compute in float32, in another order
-SIZES = ({"b": 3, "c": 2, "r": 5, "w": 9}, {"b": 2, "c": 4, "r": 7, "w": 6})  # at which a graph is checked
+SIZES = (
+    {"b": 3, "c": 2, "r": 5, "w": 9, "n": 3},
+    {"b": 2, "c": 4, "r": 7, "w": 6, "n": 2},
+)  # at which a graph is checked
 
 
 def input_names(name: str, functions: Mapping[str, Function]) -> list[str]:
-    """What the inputs of a graph are called: features and ``mask``, ``token`` and ``mask``, or what encoders give."""
-    if name == "encode_text":
-        return ["token", "mask"]
-    if name == "encode_image":
+    """What the inputs of a graph are called: features, ``token`` and ``mask``, or what encoders and decoders give."""
+    if name in ("encode_image", "encode_text", "begin_image", "begin_text"):
         exported = functions[name].exported
         args, _ = jax.tree.unflatten(exported.in_tree, range(len(exported.in_avals)))
         return [*sorted(args[1]), "mask"]
+    if name == "word":
+        return [*(f"state/{leaf}" for leaf in functions[name].leaves[:-1]), "token"]
     return [*output_names("encode_image", functions), *output_names("encode_text", functions)]
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +20,15 @@ import numpy as np
 
 from xmodal_jax import __version__
 from xmodal_jax import config as configs
+from xmodal_jax.data.records import text_file
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.export import onnx
-from xmodal_jax.export.functions import Features, Function, example_of, export_model
+from xmodal_jax.export.functions import Function, export_model
 from xmodal_jax.inference import layout
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training.checkpoint import flat
-from xmodal_jax.training.setup import features_of
-from xmodal_jax.types import Config
+from xmodal_jax.types import Config, Facts
 
 
 class Card(NamedTuple):
@@ -45,10 +47,10 @@ def write(
     model: Matcher,
     variables: Any,
     vocabulary: Vocabulary | None,
-    features: Features,
+    facts: Facts,
     card: Card,
-    regions: int = 36,
     extractor: str | None = None,
+    text_models: Mapping[str, Path] = MappingProxyType({}),
     with_onnx: bool = False,
 ) -> dict[str, Any]:
     """Write a bundle and return its manifest.
@@ -56,10 +58,10 @@ def write(
     Args:
         out: a folder that does not exist yet, or is empty.
         model, variables: as `model.apply` takes them; only the arrays that encoding and scoring use are stored.
-        vocabulary: None where captions will come as token ids.
-        features: what the model reads of an image, each (F,) or (None, F).
-        regions: the number of regions to pad to, that of the training data.
+        vocabulary: None where captions will come as token ids, or the model reads none.
+        facts: shapes of what the model reads; images will be padded to as many regions as it names.
         extractor: name of what makes the features from pixels, where the package has it ("scenes").
+        text_models: files that make dense text vectors from sentences, by name of the vector.
         with_onnx: write each function as ONNX too, see :mod:`xmodal_jax.export.onnx`.
 
     Raises:
@@ -68,10 +70,10 @@ def write(
     """
     from safetensors.numpy import save
 
-    functions = export_model(model, variables, features, example_of(features, regions, 8))
+    functions = export_model(model, variables, facts)
     parameters = {name: np.asarray(value) for name, value in flat(variables).items()}
     needed = sorted({name for function in functions.values() for name in function.parameters})
-    most = {"r": regions, "w": max(map(int, config.data.lengths))}
+    most = {"r": facts.regions, "w": facts.words}
     graphs = {name: onnx.convert(name, functions, parameters, most) for name in functions} if with_onnx else {}
     manifest = {
         "format": layout.FORMAT,
@@ -81,10 +83,12 @@ def write(
         "calling_convention": functions["score"].exported.calling_convention_version,
         "platforms": list(layout.PLATFORMS),
         "system": config.model.name,
-        "features": {name: ["regions" if n is None else n for n in shape] for name, shape in features.items()},
-        "regions": regions,
-        "lengths": sorted(int(length) for length in config.data.lengths),
-        "tokens": int(model.vocabulary),  # type: ignore[attr-defined]
+        "features": {name: ["regions" if n is None else n for n in f.shape] for name, f in facts.image.items()},
+        "regions": facts.regions,
+        "text": {name: ["tokens"] if name == "token" else [facts.text[name].shape[-1]] for name in model.inputs.text},
+        "text_models": sorted(text_models),
+        "lengths": sorted(int(length) for length in config.data.lengths) if facts.vocabulary else [1],
+        "tokens": facts.vocabulary,
         "vocabulary": vocabulary.sha256 if vocabulary else None,
         "extractor": extractor,
         "functions": {name: _describe(function) for name, function in functions.items()},
@@ -96,6 +100,8 @@ def write(
             vocabulary.save(folder / layout.VOCABULARY)
         tensors = {name: np.asarray(parameters[name], order="C") for name in needed}
         (folder / layout.PARAMETERS).write_bytes(save(tensors))
+        for name, path in text_models.items():
+            shutil.copyfile(path, folder / layout.text_model(name))
         for name, function in functions.items():
             (folder / layout.file_of(name)).write_bytes(function.exported.serialize())
         for name, (graph, _) in graphs.items():
@@ -117,7 +123,9 @@ def model_card(manifest: Mapping[str, Any], card: Card, parameters: Mapping[str,
     stored = sum(parameters[name].size for name in needed)
     graphs = f"\n| ONNX | {', '.join(f'`{name}.onnx`' for name in manifest['onnx'])} |" if manifest["onnx"] else ""
     given = ", ".join(f"`{name}` {shape}" for name, shape in manifest["features"].items())
-    text = "sentences" if manifest["vocabulary"] else f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
+    text = f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
+    if manifest["vocabulary"] or not manifest["tokens"]:
+        text = "sentences" if manifest["vocabulary"] or manifest["text_models"] else "dense vectors"
     made = manifest["made_with"]
     by = f"xmodal_jax {made['xmodal_jax']}" + (f", commit {card.commit}" if card.commit else "")
     return f"""# {manifest["system"]}
@@ -134,7 +142,7 @@ m = xmodal_jax.load("path/to/this/folder")
 |---|---|
 | system | `{manifest["system"]}`, options in `{layout.CONFIG}` |
 | images | {given}{", or pixels" if manifest["extractor"] else ""} |
-| captions | {text}, at most {max(manifest["lengths"])} tokens |
+| captions | {text}{f", at most {max(manifest['lengths'])} tokens" if manifest["tokens"] else ""} |
 | parameters | {stored:,} in `{layout.PARAMETERS}` |
 | data | {card.data} |
 | made with | {by}, JAX {made["jax"]}, {manifest["created"]} |
@@ -168,15 +176,6 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def features_for(run: Run) -> tuple[Features, int]:
-    """What the run's model reads of an image, and the most regions that its data has."""
-    specs = {name: run.dataset.manifest["features"][name] for name in features_of(run.config)}
-    features: dict[str, tuple[int | None, ...]] = {
-        name: (None, spec["shape"][-1]) if "regions" in spec else (spec["shape"][-1],) for name, spec in specs.items()
-    }
-    return features, max((spec["regions"][1] for spec in specs.values() if "regions" in spec), default=1)
-
-
 def recall_of(run: Run, step: int) -> str:
     """The recall tables that `xmodal eval` wrote for this step, as Markdown."""
     tables = sorted((run.workdir / "eval").glob(f"*-{step}.md"))
@@ -190,11 +189,11 @@ def recall_of(run: Run, step: int) -> str:
 def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> dict[str, Any]:
     """Write the bundle ``out`` of one step of a run; returns its manifest. Raises as :func:`write` does."""
     variables, weights = run.variables(step)
-    features, regions = features_for(run)
     manifest = run.dataset.manifest
     card = Card(
         f"Trained with xmodal_jax; step {step:,}, {weights} weights.",
-        f"{manifest['name']}, manifest {manifest['sha256'][:12]}, {len(run.vocabulary):,} words",
+        f"{manifest['name']}, manifest {manifest['sha256'][:12]}"
+        + (f", {len(run.vocabulary):,} tokens" if run.vocabulary else ""),
         commit(),
         recall_of(run, step),
     )
@@ -204,10 +203,10 @@ def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> di
         model=run.model,
         variables=variables,
         vocabulary=run.vocabulary,
-        features=features,
+        facts=run.facts,
         card=card,
-        regions=regions,
         extractor="scenes" if "scenes" in manifest["source"] else None,
+        text_models={name: run.dataset.directory / text_file(name) for name in run.facts.text},
         with_onnx=with_onnx,
     )
 

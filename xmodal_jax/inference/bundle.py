@@ -15,7 +15,7 @@ import numpy as np
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
-from xmodal_jax.text.tokens import tokenize
+from xmodal_jax.text.generation import Decoding, generate
 from xmodal_jax.text.vocabulary import Vocabulary
 
 Embedding = Any  # an array [N, D], or {name: array [N, ...]} where an item has several parts
@@ -23,6 +23,7 @@ AGAIN = "export it again with `xmodal export`, or fetch it again"
 SIZES = (1, 4, 16, 32, 64, 128, 256)  # numbers of items that are encoded: few shapes, each is a compilation
 BATCH = SIZES[-1]
 PAIRS = 1 << 14  # scored at a time where items have parts
+GREEDY = Decoding()
 WORDS = 8  # captions are scored at widths that are multiples of it, and encoded at it times 1, 2, 4 ...: few shapes
 
 
@@ -96,7 +97,45 @@ class Bundle:
         """
         if isinstance(texts, str):
             raise UsageError('embed_texts takes a list of sentences: embed_texts(["two dogs"]).')
-        return self.embed_tokens(*self.tokens(texts))
+        vectors = {name: self._text_model(name).encode(texts) for name in self.vectors}
+        if "token" not in self.manifest["text"]:
+            return self.embed_vectors(vectors)
+        return self._embed(*self.tokens(texts), vectors)
+
+    @property
+    def vectors(self) -> list[str]:
+        """Names of the dense text vectors that the system reads."""
+        return [name for name in self.manifest["text"] if name != "token"]
+
+    @functools.cache  # noqa: B019  (a bundle lives as long as its program)
+    def _text_model(self, name: str) -> Any:
+        if name not in self.manifest["text_models"]:
+            raise UsageError(f'{self.path} has nothing that makes the vectors "{name}"; give embed_vectors the arrays.')
+        from xmodal_jax.baselines.text_features import load_text_model
+
+        return load_text_model(self.path / layout.text_model(name))
+
+    def embed_vectors(self, vectors: Any) -> Embedding:
+        """Embed captions of dense vectors, for a system that reads no tokens.
+
+        Args:
+            vectors: [C, F], or a dict of them by name.
+
+        Raises:
+            UsageError: shapes that the model does not take, or a system that reads tokens.
+        """
+        if "token" in self.manifest["text"]:
+            raise UsageError(f"{self.system} reads tokens; give embed_texts sentences.")
+        given = vectors if isinstance(vectors, Mapping) else {self.vectors[0]: vectors}
+        given = {name: np.asarray(value, np.float32) for name, value in given.items()}
+        want = {name: self.manifest["text"][name][0] for name in self.vectors}
+        if {name: value.shape[1:] for name, value in given.items()} != {name: (size,) for name, size in want.items()}:
+            shapes = ", ".join(f"{name} [captions, {size}]" for name, size in want.items())
+            raise UsageError(f"This model reads the text vectors {shapes}.")
+        if len({len(value) for value in given.values()}) > 1:
+            raise UsageError("All text vectors need the same number of captions.")
+        count = len(next(iter(given.values())))
+        return self._embed(np.zeros((count, 1), np.int32), np.ones(count, np.int64), given)
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids [C, W] of sentences, 0 behind their ends, and their lengths [C]; long ones are cut, ``<end>`` kept.
@@ -118,10 +157,13 @@ class Bundle:
             row[: len(own)] = own
         return ids, lengths
 
+    def split(self, text: str) -> list[str]:
+        """The tokens that a sentence is cut into; none without a vocabulary."""
+        return self.vocabulary.split(text) if self.vocabulary else []
+
     def unknown(self, text: str) -> list[str]:
         """The words of a sentence that the vocabulary does not have."""
-        words = self.vocabulary.encode(text)[1:-1] if self.vocabulary else []
-        return [word for word, token in zip(tokenize(text), words, strict=False) if token == 3]
+        return self.vocabulary.unknown(text) if self.vocabulary else []
 
     def embed_tokens(self, ids: Any, lengths: Any = None) -> Embedding:
         """Embed captions of token ids [C, W], start and end tokens included.
@@ -145,17 +187,31 @@ class Bundle:
             )
         if lengths.max(initial=0) > max(self.lengths):
             raise UsageError(f"Captions have at most {max(self.lengths)} tokens here, one has {lengths.max()}.")
+        if self.vectors:
+            raise UsageError(f"{self.system} reads the text vectors {', '.join(self.vectors)} beside token ids.")
+        return self._embed(ids, lengths, {})
+
+    def _embed(self, ids: np.ndarray, lengths: np.ndarray, vectors: Mapping[str, np.ndarray]) -> Embedding:
+        """Embed captions, the longest first; ids count for nothing where the model reads no tokens."""
         order = np.argsort(-lengths, kind="stable")
         function = self.function("encode_text")
-        pieces = []
-        for own in _batches(order):
-            width = min(_doubled(int(lengths[own].max(initial=1))), max(self.lengths))
-            real = (np.arange(width) < lengths[own][:, None]) & (own >= 0)[:, None]
-            token = np.zeros((len(own), width), np.int32)
-            part = ids[own, :width]
-            token[:, : part.shape[1]] = part
-            pieces.append(function(np.where(real, token, 0), real))
+        pieces = [function(*source) for _, source in self._text_batches(ids, lengths, vectors, order)]
         return self._collect("encode_text", pieces, order)
+
+    def _text_batches(
+        self, ids: np.ndarray, lengths: np.ndarray, vectors: Mapping[str, np.ndarray], order: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """(captions, -1 for padding; what the exported functions take of them), a batch of ``order`` at a time."""
+        for rows in _batches(order):
+            width = min(_doubled(int(lengths[rows].max(initial=1))), max(self.lengths))
+            real = (np.arange(width) < lengths[rows][:, None]) & (rows >= 0)[:, None]
+            token = np.zeros((len(rows), width), np.int32)
+            part = ids[rows, :width]
+            token[:, : part.shape[1]] = part
+            text = {name: value[rows] for name, value in vectors.items()}
+            if "token" in self.manifest["text"]:
+                text["token"] = np.where(real, token, 0)
+            yield rows, (text, real)
 
     def embed_images(self, images: Any, mask: Any = None, *, names: Sequence[str] | None = None) -> Embedding:
         """Embed images.
@@ -170,6 +226,13 @@ class Bundle:
             UsageError: shapes that the model does not take, or pictures where the bundle has no extractor.
             DataError: a picture that cannot be read, or a feature that is not finite.
         """
+        features, mask = self._images(images, mask, names)
+        function = self.function("encode_image")
+        pieces = [function(*source) for _, source in self._image_batches(features, mask)]
+        return self._collect("encode_image", pieces, np.arange(len(mask)))
+
+    def _images(self, images: Any, mask: Any, names: Sequence[str] | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Checked features by name and their mask, of what :meth:`embed_images` takes."""
         if isinstance(images, str | Path) or (isinstance(images, Sequence) and not _numeric(images)):
             images, mask, _ = self.extract([images] if isinstance(images, str | Path) else images)
         given = images if isinstance(images, Mapping) else {next(iter(self.features)): images}
@@ -179,14 +242,15 @@ class Bundle:
         mask = np.ones((count, regions), bool) if mask is None else np.asarray(mask, bool)
         if mask.shape != (count, regions):
             raise UsageError(f"The mask is [{count}, {regions}] here, not {list(mask.shape)}.")
+        return features, mask
+
+    def _image_batches(self, features: Mapping[str, np.ndarray], mask: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        """(rows, -1 for padding; what the exported functions take of them), a batch at a time."""
         regional = any(len(shape) == 2 for shape in self.features.values())
-        width = max(regions, self.manifest["regions"]) if regional else 1
-        function = self.function("encode_image")
-        pieces = []
-        for own in _batches(np.arange(count)):
-            batch = {name: _pad(value[own].astype(np.float32), width) for name, value in features.items()}
-            pieces.append(function(batch, _pad(mask[own] & (own >= 0)[:, None], width)))
-        return self._collect("encode_image", pieces, np.arange(count))
+        width = max(mask.shape[1], self.manifest["regions"]) if regional else 1
+        for rows in _batches(np.arange(len(mask))):
+            batch = {name: _pad(value[rows].astype(np.float32), width) for name, value in features.items()}
+            yield rows, (batch, _pad(mask[rows] & (rows >= 0)[:, None], width))
 
     def extract(self, pictures: Sequence[Any]) -> Extracted:
         """What the model reads of pictures; boxes are those of the regions, in 0..1.
@@ -262,13 +326,65 @@ class Bundle:
             texts = self.embed_texts(texts)
         return np.asarray(self.function("attention")(self.leaves("image", images), self.leaves("text", texts)))
 
-    def caption(self, images: Any) -> list[str]:
+    # Speaking
+
+    def caption(self, images: Any, mask: Any = None, *, decoding: Decoding = GREEDY, seed: int = 0) -> list[str]:
         """A sentence for each image.
 
+        Args:
+            images, mask: as :meth:`embed_images` takes them.
+            decoding: greedy by default; see :class:`xmodal_jax.text.generation.Decoding`.
+            seed: of sampled sentences.
+
         Raises:
-            UsageError: a system without a caption decoder; none of this version has one.
+            UsageError: a system that does not speak of images, or images that :meth:`embed_images` refuses.
         """
-        raise UsageError(f'The system "{self.system}" has no caption decoder; it ranks captions that exist.')
+        self.check_speaks("begin_image")
+        sources = self._image_batches(*self._images(images, mask, None))
+        return self._say("begin_image", sources, decoding, seed)
+
+    def paraphrase(self, texts: Sequence[str], *, decoding: Decoding = GREEDY, seed: int = 0) -> list[str]:
+        """Each sentence in other words; arguments as in :meth:`caption`.
+
+        Raises:
+            UsageError: a system that does not speak of sentences, or ``texts`` is one string.
+        """
+        self.check_speaks("begin_text")
+        if isinstance(texts, str):
+            raise UsageError('paraphrase takes a list of sentences: paraphrase(["two dogs"]).')
+        ids, lengths = self.tokens(texts)
+        order = np.argsort(-lengths, kind="stable")
+        said = self._say("begin_text", self._text_batches(ids, lengths, {}, order), decoding, seed)
+        return [said[place] for place in np.argsort(order)]
+
+    def check_speaks(self, function: str) -> None:
+        """Raise a UsageError unless the bundle has ``function``, "begin_image" or "begin_text"."""
+        if function not in self.manifest["functions"]:
+            other = "begin_text" if function == "begin_image" else "begin_image"
+            what = "of images" if function == "begin_image" else "of sentences"
+            speaks = f", it does of the other kind of item ({other})" if other in self.manifest["functions"] else ""
+            raise UsageError(
+                f'The system "{self.system}" does not speak {what}{speaks}: it ranks captions that exist. STT speaks.'
+            )
+
+    @functools.cache  # noqa: B019  (a bundle lives as long as its program)
+    def _speaking(self, begin: str, decoding: Decoding) -> Callable[..., Any]:
+        """The whole decoding as one program."""
+        start, further = self.function(begin), self.function("word")
+
+        def word(carry: list[jax.Array], token: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+            *carry, logits = further(carry, token)
+            return carry, logits
+
+        return jax.jit(lambda source, key: generate(lambda s: list(start(*s)), word, source, decoding, key))
+
+    def _say(self, begin: str, sources: Iterator[Any], decoding: Decoding, seed: int) -> list[str]:
+        assert self.vocabulary is not None  # what speaks has words
+        say, sentences = self._speaking(begin, decoding), []
+        for number, (rows, source) in enumerate(sources):
+            token = np.asarray(say(source, jax.random.key(seed + number)).token)
+            sentences += [self.vocabulary.decode(row) for row in token[rows >= 0].tolist()]
+        return sentences
 
     # Parts
 

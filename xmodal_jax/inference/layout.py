@@ -3,9 +3,11 @@
     BUNDLE/
       manifest.json            what the functions take and give; bytes and SHA-256 of every other file
       config.json              the resolved config
-      vocabulary.json          left out where captions come as token ids
+      vocabulary.json          left out where captions come as token ids, or no tokens are read
+      text.NAME.npz            makes dense text vectors from sentences, where the system reads such
       parameters.safetensors   what encoding and scoring use, by name
-      encode_image.stablehlo   `jax.export` of each function; also encode_text, score and, where there is one, attention
+      encode_image.stablehlo   `jax.export` of each function; also encode_text, score; attention, where there is any;
+                               begin_image, begin_text and word of a system that speaks
       encode_image.onnx        the same for other runtimes, with `--onnx`
       README.md                the model card
 
@@ -25,15 +27,19 @@ from typing import Any
 from xmodal_jax.digest import digest, sha256
 from xmodal_jax.errors import CheckpointError
 
-FORMAT, VERSION = "xmodal_jax bundle", 1
+FORMAT, VERSION = "xmodal_jax bundle", 2
 MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", "vocabulary.json"
 PARAMETERS, CARD = "parameters.safetensors", "README.md"
-FUNCTIONS = ("encode_image", "encode_text", "score", "attention")
+FUNCTIONS = ("encode_image", "encode_text", "score", "attention", "begin_image", "begin_text", "word")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def file_of(function: str) -> str:
     return f"{function}.stablehlo"
+
+
+def text_model(name: str) -> str:
+    return f"text.{name}.npz"
 
 
 def seal(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> dict[str, Any]:

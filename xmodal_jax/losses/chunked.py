@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.losses import Scalar
+from xmodal_jax.losses.pairing import Pairing
+from xmodal_jax.losses.ranking import Scalar
 from xmodal_jax.similarity.pairwise import items, take
 from xmodal_jax.similarity.vector import NEVER
-from xmodal_jax.types import Images, Repr, Texts
+from xmodal_jax.types import Repr
 
 
 class Value(NamedTuple):
@@ -31,29 +32,21 @@ class Value(NamedTuple):
 class Pairs(NamedTuple):
     """All pairs of a batch, to be scored ``size`` images at a time.
 
-    ``images`` and ``texts`` say which pairs count, as in :func:`xmodal_jax.losses.counted`; their features are not
-    read. ``devices`` is the number that hold the rows; each then works on its own.
+    ``devices`` is the number that hold the rows; each then works on its own.
     """
 
     score: Callable[[Repr, Repr], jax.Array]
     image: Repr
     text: Repr
-    images: Images
-    texts: Texts
+    pairing: Pairing
     size: int
     mask_same_image: bool = False
     devices: int = 1
 
     def negatives(self, image: jax.Array, caption: jax.Array | None = None) -> jax.Array:
         """[b, c]: which pairs of the images [b] (-1 for none) and the captions [c] (all by default) are negatives."""
-        texts = self.texts if caption is None else take(self.texts, caption)
-        image_id = jnp.where(image >= 0, jnp.asarray(self.images.id)[image], -1)
-        allowed = (image_id >= 0)[:, None] & (texts.id >= 0) & (image[:, None] != texts.row)
-        return allowed & (image_id[:, None] != texts.image_id) if self.mask_same_image else allowed
-
-    def real(self) -> jax.Array:
-        """[C]: captions that count, with an image that counts."""
-        return (self.texts.id >= 0) & (jnp.asarray(self.images.id)[self.texts.row] >= 0)
+        captions = self.pairing if caption is None else self.pairing.take_captions(caption)
+        return captions.negative(image, mask_same_image=self.mask_same_image)
 
     def over_images(self, look: Callable[..., Any], start: Any) -> tuple[Any, Any]:
         """Fold over the blocks: ``look(carry, scores [b, C], number [b]) -> (carry, results [b])``."""
@@ -75,7 +68,7 @@ class Pairs(NamedTuple):
 
     def own(self) -> jax.Array:
         """[C]: each caption's score with its own image."""
-        return self.each(lambda text, row: self.one(take(self.image, row), text), (self.text, self.texts.row))
+        return self.each(lambda text, row: self.one(take(self.image, row), text), (self.text, self.pairing.row))
 
     def one(self, image: Repr, text: Repr) -> jax.Array:
         """The score of one image and one caption, without item axes."""
@@ -133,7 +126,7 @@ def _hardest(pairs: Pairs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 
 def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar) -> Value:
     """:func:`xmodal_jax.losses.triplet`. The sum of hinges scores every pair twice, once for each direction."""
-    row, own, real = pairs.texts.row, pairs.own(), pairs.real()
+    row, own, real = pairs.pairing.row, pairs.own(), pairs.pairing.real()
     caption, has_caption, image, has_image = _hardest(pairs)
     against_caption = pairs.each(lambda image, c: pairs.one(image, take(pairs.text, c)), (pairs.image, caption))
     against_image = pairs.each(lambda text, b: pairs.one(take(pairs.image, b), text), (pairs.text, image))
@@ -167,7 +160,7 @@ def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar) -> Value:
 
 def infonce(pairs: Pairs) -> Value:
     """:func:`xmodal_jax.losses.infonce`."""
-    row, own, real = pairs.texts.row, pairs.own(), pairs.real()
+    row, own, real = pairs.pairing.row, pairs.own(), pairs.pairing.real()
 
     def look(column, scores, number):
         scores = jnp.where(pairs.negatives(number), scores, NEVER)
@@ -181,7 +174,7 @@ def infonce(pairs: Pairs) -> Value:
 
 def sigmoid(pairs: Pairs) -> Value:
     """:func:`xmodal_jax.losses.sigmoid`."""
-    own, real = pairs.own(), pairs.real()
+    own, real = pairs.own(), pairs.pairing.real()
 
     def look(total, scores, number):
         negative = pairs.negatives(number)
@@ -190,3 +183,6 @@ def sigmoid(pairs: Pairs) -> Value:
 
     total, hardest = pairs.over_images(look, jnp.zeros(()))
     return Value(total + jnp.sum(jnp.where(real, jax.nn.softplus(-own), 0.0)), own, hardest)
+
+
+LOSSES = {"triplet": triplet, "infonce": infonce, "sigmoid": sigmoid}  # those of xmodal_jax.losses that are here too

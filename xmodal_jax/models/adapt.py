@@ -18,7 +18,7 @@ from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import fovea, l2_normalise
-from xmodal_jax.types import Fragments, Images, Texts
+from xmodal_jax.types import Fragments, Images, Inputs, Texts
 
 WORDS = 34  # positions of a caption that the released i2t model reads
 
@@ -96,6 +96,14 @@ class Model(Matcher):
     pool: str = "mean"
     compat_padding: bool = False
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs((self.feature,))
+
+    @property
+    def word_tables(self) -> str:
+        return r"embed_fixed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

@@ -19,7 +19,7 @@ from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import l2_normalise, match_weights, sum_max
-from xmodal_jax.types import Fragments, Images, Texts
+from xmodal_jax.types import Fragments, Images, Inputs, Texts
 
 
 class SelfAttention(nn.Module):
@@ -78,6 +78,14 @@ class Model(Matcher):
     temperature: float = 0.1
     region_drop: float = 0.2
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs((self.feature,))
+
+    @property
+    def word_tables(self) -> str:
+        return r"(.*/)?embed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

@@ -21,7 +21,7 @@ from xmodal_jax.layers.recurrent import uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray, match_weights, sum_max
-from xmodal_jax.types import Fragments, Images, Texts
+from xmodal_jax.types import Fragments, Images, Inputs, Texts
 
 
 def defrag(
@@ -119,6 +119,14 @@ class Model(Matcher):
     relation: str = "sum_max"
     dropout: float = 0.2
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs((self.feature,))
+
+    @property
+    def word_tables(self) -> str:
+        return r"(.*/)?embed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

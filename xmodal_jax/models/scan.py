@@ -19,7 +19,7 @@ from xmodal_jax.layers.image import as_regions
 from xmodal_jax.layers.recurrent import BiGRU
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.types import Fragments, Images, Texts
+from xmodal_jax.types import Fragments, Images, Inputs, Texts
 
 
 class Model(Matcher):
@@ -50,6 +50,14 @@ class Model(Matcher):
     bidirectional: bool = True
     dropout: float = 0.0
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(tuple(self.feature.split("+")))
+
+    @property
+    def word_tables(self) -> str:
+        return r"(.*/)?embed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

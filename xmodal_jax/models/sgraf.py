@@ -21,7 +21,7 @@ from xmodal_jax.layers.recurrent import BiGRU
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import l2_normalise
-from xmodal_jax.types import Batch, Fragments, Images, Texts
+from xmodal_jax.types import Batch, Fragments, Images, Inputs, Texts
 
 
 class Item(NamedTuple):
@@ -179,6 +179,14 @@ class Model(Matcher):
     feature: str = "region"
     bidirectional: bool = True
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs((self.feature,), most_regions=self.regions)
+
+    @property
+    def word_tables(self) -> str:
+        return r"(.*/)?embed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

@@ -18,7 +18,7 @@ from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.scale import Scale
 from xmodal_jax.layers.text import BagOfWords, GRUText
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.types import Images, Texts
+from xmodal_jax.types import Images, Inputs, Texts
 
 
 class Model(Matcher):
@@ -53,6 +53,14 @@ class Model(Matcher):
     scale: float = 0.0
     bias: float = 0.0
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs((self.feature,))
+
+    @property
+    def word_tables(self) -> str:
+        return r"(.*/)?embed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

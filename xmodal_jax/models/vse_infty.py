@@ -20,7 +20,7 @@ from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import END, START
-from xmodal_jax.types import Images, Texts
+from xmodal_jax.types import Images, Inputs, Texts
 
 # Of the words that are touched; the rest is replaced by <mask>. The comment of the released code says otherwise.
 DELETED, RANDOM = 0.4, 0.1
@@ -110,6 +110,14 @@ class Model(Matcher):
     touch_ends: bool = True
     compat_padding: bool = False
     dtype: Any = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs((self.feature,))
+
+    @property
+    def word_tables(self) -> str:
+        return r"(.*/)?embed/embedding"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

@@ -16,7 +16,6 @@ from xmodal_jax.inference.bundle import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.inference.search import Hit, Searcher
-from xmodal_jax.text.tokens import tokenize
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
 LOOK = 2.0  # seconds between looks at the manifest
@@ -83,7 +82,7 @@ class State:
             weight = bundle.attend(image, sentence)[0, 0]
             boxes = np.asarray(self.gallery.images.boxes[row], np.float32)  # type: ignore[index]
             real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            words = tokenize(text)[: weight.shape[1] - 2]
+            words = self.gallery.bundle.split(text)[: weight.shape[1] - 2]
             own = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
             share = own / np.maximum(own.sum(axis=0, keepdims=True), 1e-12)
             answers.append(

@@ -1,4 +1,4 @@
-"""The word tokenizer.
+"""How a caption is cut into words.
 
 Published vocabularies of this field count the tokens of NLTK's Penn Treebank word tokenizer on lower-cased captions;
 :func:`tokenize` gives the same tokens as ``NLTKWordTokenizer().tokenize(text.lower())`` of NLTK 3.10 with `re` alone:
@@ -57,8 +57,8 @@ _SYMBOL_RULES = (
     (re.compile(f"{_BLANK}+"), " "),
 )
 _CONTRACTION_RULES = (
-    (re.compile(r"(?<=[^' ])'[smd]?(?= )"), r" \g<0>"),
-    (re.compile(r"(?<=[^' ])(?:'(?:ll|re|ve)|n't)(?= )"), r" \g<0>"),
+    (re.compile(r"(?<=[^' ])'[smd]?(?= )", re.ASCII | re.IGNORECASE), r" \g<0>"),
+    (re.compile(r"(?<=[^' ])(?:'(?:ll|re|ve)|n't)(?= )", re.ASCII | re.IGNORECASE), r" \g<0>"),
     (
         re.compile(
             r"\b(?:(can)(not)|(d)('ye)|(gim|lem)(me)|(gon)(na)|(got)(ta)|(more)('n)|(wan)(na)(?=\s))\b", re.IGNORECASE
@@ -79,13 +79,13 @@ def _cut_final_period(text: str) -> str:
     return text
 
 
-def tokenize(text: str) -> list[str]:
+def tokenize(text: str, *, lower: bool = True) -> list[str]:
     """Word tokens of ``text``, lower-cased: clitics (``'s``, ``n't``), quotes and punctuation are tokens of their own.
 
     >>> tokenize('"Don\\'t run," she said.')
     ['``', 'do', "n't", 'run', ',', "''", 'she', 'said', '.']
     """
-    text = text.lower()
+    text = text.lower() if lower else text
     for pattern, replacement in _OPENING_RULES:
         text = pattern.sub(replacement, text)
     text = _cut_final_period(text)
@@ -95,3 +95,37 @@ def tokenize(text: str) -> list[str]:
     for pattern, replacement in _CONTRACTION_RULES:
         text = pattern.sub(replacement, text)
     return text.split()
+
+
+# Scripts whose words no space parts: Han and its extensions, kana, Thai, Lao, Tibetan, Myanmar, Khmer. A letter stands
+# with the marks that follow it.
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff])"
+)
+
+
+def _cut_unspaced(token: str) -> list[str]:
+    if not _UNSPACED.search(token):
+        return [token]
+    pieces: list[str] = []
+    for piece in filter(None, _UNSPACED.split(token)):
+        if pieces and unicodedata.category(piece[0]) in ("Mn", "Mc", "Me"):
+            pieces[-1] += piece
+        else:
+            pieces.append(piece)
+    return pieces
+
+
+def words(text: str, *, lower: bool = True) -> list[str]:
+    """:func:`tokenize`, with the text of languages that put no spaces between words cut into characters.
+
+    >>> words("Two dogs run"), words("两只狗run")
+    (['two', 'dogs', 'run'], ['两', '只', '狗', 'run'])
+    """
+    return [piece for token in tokenize(text, lower=lower) for piece in _cut_unspaced(token)]
+
+
+def cased(text: str) -> list[str]:
+    """:func:`words` in the case they are written in, for vectors of cased words (word2vec's GoogleNews)."""
+    return words(text, lower=False)

@@ -83,6 +83,12 @@ def update_rule(optim: Config) -> optax.GradientTransformation:
     return rules[optim.name]()
 
 
+def live_leaves(optim: Config, params: Any) -> list[bool]:
+    """For each leaf of ``params`` whether a rule trains it, which means a learning-rate multiplier that is not 0."""
+    rules = [{"lr": 1.0, **dict(rule)} for rule in optim.rules]
+    return [float(rules[index]["lr"]) != 0 for index in jax.tree.leaves(match_rules(params, rules))]
+
+
 def make_optimiser(optim: Config, params: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """One optax transform for all parameters.
 

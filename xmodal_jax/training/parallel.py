@@ -127,13 +127,14 @@ def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
 RUNNERS = {"jit": jit_runner, "pmap": pmap_runner}
 
 
-def make_runner(parallel: str, batch_size: int, devices: Sequence[Any] | None = None) -> Runner:
-    """The runner of ``config.parallel``.
+def make_runner(parallel: str, batch_sizes: Sequence[int], devices: Sequence[Any] | None = None) -> Runner:
+    """The runner of ``config.parallel``, for batches of these sizes.
 
     Raises:
         UsageError: an unknown name, or a batch that does not divide over the devices.
     """
     if parallel not in RUNNERS:
         raise UsageError(f'No way to run called "{parallel}" (config.parallel); there are {", ".join(RUNNERS)}.')
-    check_divides(batch_size, len(devices or jax.devices()))
+    for size in batch_sizes:
+        check_divides(size, len(devices or jax.devices()))
     return RUNNERS[parallel](devices)

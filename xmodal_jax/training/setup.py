@@ -1,10 +1,12 @@
-"""From a config to the parts of a run: folder, data, vocabulary, model, objective."""
+"""From a config to the parts of a run: one function, :func:`setup`, read from top to bottom."""
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import inspect
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +16,9 @@ from jax.sharding import Mesh
 
 from xmodal_jax import config as configs
 from xmodal_jax import losses
-from xmodal_jax.data.pipeline import Captions, FeatureReader
-from xmodal_jax.data.records import Dataset, Split
+from xmodal_jax.data.order import Sampler
+from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
+from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
@@ -23,105 +26,106 @@ from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training import processes, schedules
+from xmodal_jax.training.checkpoint import Checkpoints
+from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.optim import path_name
-from xmodal_jax.training.step import Objective
-from xmodal_jax.types import Batch, Config, Images, Texts
+from xmodal_jax.training.parallel import Runner, make_runner
+from xmodal_jax.training.step import Initial, Objective, check_weights, initialise
+from xmodal_jax.types import Config, Facts, Inputs
 
 
 class Stage(NamedTuple):
-    """One stage of the config: it trains from step ``start`` to before ``stop``."""
+    """One stage of the config: it trains from step ``start`` to before ``stop`` on batches of its own pipeline."""
 
     config: Config
     start: int
     stop: int
+    pipeline: TrainPipeline
+    first_epoch: int  # epochs that the stages before it began
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after ``step`` steps of the run, those of earlier stages included."""
+        return self.first_epoch + (step - self.start) / self.pipeline.steps_per_epoch
 
 
-def make_stages(config: Config, per_epoch: int) -> list[Stage]:
-    """The stages with their steps; ``steps`` counts where positive, else ``epochs``."""
-    stages: list[Stage] = []
-    for own in configs.stages(config):
-        start = stages[-1].stop if stages else 0
-        stages.append(Stage(own, start, start + max(own.steps or round(own.epochs * per_epoch), 1)))
-    return stages
+class Parts(NamedTuple):
+    """All that a run is made of, in the order in which it is made."""
+
+    config: Config
+    workdir: Path
+    dataset: Dataset
+    vocabulary: Vocabulary | None  # None where the system reads no tokens
+    facts: Facts
+    model: Matcher
+    stages: list[Stage]
+    runner: Runner
+    initial: Initial
+    dev: FeatureReader
+    dev_captions: Captions
+    checkpoints: Checkpoints
 
 
-def make_model(config: Config, vocabulary: Vocabulary) -> Matcher:
-    """The model of ``config.model``: class ``Model`` of ``xmodal_jax.models.<name>``, fields from the config.
+def setup(config: Config, workdir: Path) -> Parts:
+    """The parts of the run of ``config`` in ``workdir``, a new folder or one that holds a run of the same config.
 
     Raises:
-        UsageError: no such model, or a field that it does not have.
+        UsageError: something in the config that does not exist or does not go together.
+        DataError: the data cannot give what the system reads, or has changed since the run was started.
+        CheckpointError: the folder holds a run of another config, or something else.
     """
-    fields = dict(config.model)
-    name = fields.pop("name")
-    try:
-        module = importlib.import_module(f"xmodal_jax.models.{name}")
-    except ModuleNotFoundError as error:
-        raise UsageError(f'No model "{name}" (config.model.name): {error}.') from error
-    try:
-        return module.Model(vocabulary=len(vocabulary), **fields)
-    except TypeError as error:
-        raise UsageError(f"config.model: {error}.") from error
+    dataset = open_dataset(config.data.dir)
+    inputs = inputs_of(config)
+    vocabulary = open_vocabulary(workdir, config, dataset, inputs)
+    facts = facts_of(dataset, inputs, config, vocabulary)
+    model = make_model(config, facts)
+    example = example_batch(inputs, facts)
+
+    train = dataset.split("train")
+    captions = make_captions(train, inputs, vocabulary, config)
+    stages = make_stages(config, FeatureReader(train, inputs.image), captions, inputs)
+    runner = make_runner(config.parallel, [stage.config.data.batch_size for stage in stages])
+    initial = initialise(model, example, config.seed)
+    for stage in stages:
+        objective = make_objective(stage.config, stage.pipeline.steps_per_epoch)
+        check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
+
+    dev = FeatureReader(dataset.split("dev"), inputs.image, limit=config.data.dev_images)
+    dev_captions = make_captions(dev.split, inputs, vocabulary, config, dev.count)
+    claim_workdir(workdir, config, dataset, inputs, vocabulary)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    return Parts(
+        config,
+        workdir,
+        dataset,
+        vocabulary,
+        facts,
+        model,
+        stages,
+        runner,
+        initial,
+        dev,
+        dev_captions,
+        checkpoints,
+    )
 
 
-def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> Objective:
-    """Rank loss, its scheduled options and the weights of all losses for one stage."""
-    rank_loss = getattr(losses, config.loss.name, None)
-    if rank_loss is None:
-        raise UsageError(f'No loss "{config.loss.name}" in xmodal_jax.losses (config.loss.name).')
-    options = schedules.loss_options(config.loss, per_epoch=per_epoch)
-    known = inspect.signature(rank_loss).parameters
-    options = {name: value for name, value in options.items() if name in known}
-    try:
-        block = Block(*map(int, config.block)) if config.block else None
-    except TypeError:
-        raise UsageError(f"config.block takes (images, captions, pairs), not {tuple(config.block)}.") from None
-    if config.chunk:
-        rank_loss = getattr(chunked, config.loss.name)
-    weights, mask = dict(config.weights), config.loss.mask_same_image
-    return Objective(rank_loss, options, weights, mask, block, mesh, config.chunk)
+# The data
 
 
-def features_of(config: Config) -> list[str]:
-    """Names of the image features that a model reads: its ``feature`` field, one name or several joined by "+"."""
-    return config.model.feature.split("+")
-
-
-def make_captions(split: Split, vocabulary: Vocabulary, config: Config, limit: int = 0) -> Captions:
-    """Tokens of the captions of a split, of its first ``limit`` images where positive."""
+def make_captions(
+    split: Split, inputs: Inputs, vocabulary: Vocabulary | None, config: Config, limit: int = 0
+) -> Captions:
+    """The captions of a split as the model reads them, of its first ``limit`` images where positive."""
     captions = split.captions[:limit] if limit else split.captions
     if not any(captions):
         raise DataError(f'{split.dataset.directory}: split "{split.name}" has no captions.')
-    return Captions(captions, vocabulary, config.data.lengths)
+    dense = {name: split.text_feature(name) for name in inputs.text if name != "token"}
+    return Captions(captions, vocabulary, config.data.lengths, dense)
 
 
-def make_reader(split: Split, config: Config, limit: int = 0) -> FeatureReader:
-    """Reader of the features the model asks for, of the first ``limit`` images where positive."""
-    return FeatureReader(split, features_of(config), boxes=config.data.boxes, limit=limit)
-
-
-def example_batch(dataset: Dataset, config: Config) -> Batch:
-    """A batch of one image and one caption with the right shapes and dtypes, to initialise from."""
-    features: dict[str, Any] = {}
-    regions = 1
-    for name in features_of(config):
-        spec = dataset.manifest["features"].get(name)
-        if spec is None:
-            have = ", ".join(dataset.manifest["features"]) or "none"
-            raise UsageError(
-                f'{dataset.directory} has no feature "{name}", only {have}; set --config.model.feature or import it.'
-            )
-        shape = (1, spec["regions"][1], spec["shape"][-1]) if "regions" in spec else (1, spec["shape"][-1])
-        regions = max(regions, shape[1] if len(shape) == 3 else 1)
-        features[name] = np.zeros(shape, np.float32)
-    zero = np.zeros(1, np.int32)
-    box = np.zeros((1, regions, 4), np.float32) if config.data.boxes else None
-    words = int(min(config.data.lengths))
-    text = Texts(np.zeros((1, words), np.int32), np.ones((1, words), bool), zero, zero, zero)
-    return Batch(Images(features, np.ones((1, regions), bool), zero, box), text)
-
-
-def open_vocabulary(workdir: Path, config: Config, dataset: Dataset) -> Vocabulary:
-    """The vocabulary of a run folder that belongs to this config and data, or a new one from the training captions.
+def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inputs) -> Vocabulary | None:
+    """The vocabulary of a run folder that belongs to this config and data, or a new one from the training captions;
+    None for a system that reads no tokens.
 
     Raises:
         CheckpointError: the folder holds a run of another config, or something else.
@@ -129,38 +133,129 @@ def open_vocabulary(workdir: Path, config: Config, dataset: Dataset) -> Vocabula
     """
     if (workdir / "config.json").is_file():
         configs.check_same(configs.read(workdir), config, workdir)
-        if json.loads((workdir / "run.json").read_text())["data"] != dataset.manifest["sha256"]:
-            raise DataError(
-                f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
-            )
-        return Vocabulary.load(workdir / "vocabulary.json")
+        check_identity(workdir, identity_of(config, dataset, inputs), dataset)
+        return read_vocabulary(workdir)
     if workdir.exists() and any(workdir.iterdir()):
         raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
+    if "token" not in inputs.text:
+        return None
     captions = dataset.split("train").captions
-    return Vocabulary.build((text for own in captions for text in own), config.data.minimum_count)
+    return Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
 
 
-def claim_workdir(workdir: Path, config: Config, dataset: Dataset, vocabulary: Vocabulary) -> None:
+def read_vocabulary(workdir: Path) -> Vocabulary | None:
+    """The vocabulary of a run folder; None where the run has none."""
+    known = json.loads((workdir / "run.json").read_text()).get("vocabulary")
+    return Vocabulary.load(workdir / "vocabulary.json") if known else None
+
+
+def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, Any]:
+    """What a run must find again: its data, the dense text vectors that it reads, and the user's model file."""
+    dense = {name: dataset.manifest["text_features"][name] for name in inputs.text if name != "token"}
+    identity: dict[str, Any] = {"data": dataset.identity}
+    if dense:
+        identity["text"] = json.loads(json.dumps(dense))
+    if config.model.name.endswith(".py"):
+        identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
+    return identity
+
+
+def check_identity(workdir: Path, now: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuse to go on with other data or another model file than the run was started with."""
+    then = json.loads((workdir / "run.json").read_text())
+    if then["data"] != now["data"] or then.get("text") != now.get("text"):
+        raise DataError(
+            f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
+        )
+    if then.get("model") != now.get("model"):
+        raise CheckpointError(
+            f"The model file has changed since {workdir} was started; restore it or start a new --workdir."
+        )
+
+
+def claim_workdir(
+    workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, vocabulary: Vocabulary | None
+) -> None:
     """Make the run folder, once all of the config has proved usable."""
     target = workdir / "config.json"
     processes.wait("run folder seen")  # by all: in the middle of the making it would look like a stranger's
     if processes.first() and not target.is_file():
         workdir.mkdir(parents=True, exist_ok=True)
-        vocabulary.save(workdir / "vocabulary.json")
-        identity = {"data": dataset.manifest["sha256"], "vocabulary": vocabulary.sha256}
+        identity = identity_of(config, dataset, inputs)
+        if vocabulary is not None:
+            vocabulary.save(workdir / "vocabulary.json")
+            identity["vocabulary"] = vocabulary.sha256
         (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
         configs.save(config, target)  # last: a folder with a config has all the rest
     processes.wait("run folder made")
     processes.check_shared(target)
 
 
-def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary) -> Any:
-    """``params`` with the rows of the word tables set where ``source`` has the word."""
-    vectors, found = load_word_vectors(source, vocabulary)
+# The stages
+
+
+def make_stages(config: Config, reader: FeatureReader, captions: Captions, inputs: Inputs) -> list[Stage]:
+    """The stages with their batches and steps; ``steps`` counts where positive, else ``epochs``."""
+    stages: list[Stage] = []
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for stage in configs.stages(config):
+        data = stage.data
+        sampler = Sampler(
+            captions.counts,
+            captions.lengths,
+            sampler=data.sampler,
+            batch_size=data.batch_size,
+            seed=config.seed,
+            captions_per_image=data.captions_per_image,
+            drop_last=data.drop_last,
+            roles=inputs.captions,
+        )
+        last = stages[-1] if stages else None
+        start = last.stop if last else 0
+        epoch = -int(-last.epoch(last.stop) // 1) if last else 0
+        pipeline = TrainPipeline(reader, captions, sampler, first_step=start, first_epoch=epoch, **hosts)
+        steps = stage.steps or round(stage.epochs * pipeline.steps_per_epoch)
+        stages.append(Stage(stage, start, start + max(steps, 1), pipeline, epoch))
+    return stages
+
+
+def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> Objective:
+    """Rank loss, its scheduled options and the weights of all losses for one stage."""
+    if config.loss.name not in losses.LOSSES:
+        known = ", ".join(losses.LOSSES)
+        raise UsageError(f'No loss "{config.loss.name}" (config.loss.name); there are {known}.')
+    rank_loss = losses.LOSSES[config.loss.name]
+    options = schedules.loss_options(config.loss, per_epoch=per_epoch)
+    parameters = inspect.signature(rank_loss).parameters
+    options = {name: value for name, value in options.items() if name in parameters}
+    try:
+        block = Block(*map(int, config.block)) if config.block else None
+    except TypeError:
+        raise UsageError(f"config.block takes (images, captions, pairs), not {tuple(config.block)}.") from None
+    if config.chunk:
+        if config.loss.name not in chunked.LOSSES:
+            known = ", ".join(chunked.LOSSES)
+            raise UsageError(f'The loss "{config.loss.name}" cannot be taken in chunks (config.chunk), only {known}.')
+        rank_loss = chunked.LOSSES[config.loss.name]
+    weights, mask = dict(config.weights), config.loss.mask_same_image
+    extras = tuple(name for name in ("pairing", "image_scores", "text_scores") if name in parameters)
+    return Objective(rank_loss, options, weights, mask, block, mesh, extras, config.chunk)
+
+
+# Initial values
+
+
+def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary | None, tables: str) -> Any:
+    """``params`` with the rows of the word tables set where ``source`` has the word.
+
+    Args:
+        tables: regular expression of the names of the tables, :attr:`xmodal_jax.matcher.Matcher.word_tables`.
+    """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    # A table that is kept for such vectors (ADAPT has one) takes them, and the other is learned from scratch.
-    fixed = [name for name in names if name.endswith("embed_fixed/embedding")]
-    targets = fixed or [name for name in names if name.endswith("embed/embedding")]
+    targets = [name for name in names if tables and re.fullmatch(tables, name)]
+    if vocabulary is None or not targets:
+        raise UsageError("This system has no table of words, so --config.data.word_vectors has nothing to fill.")
+    vectors, found = load_word_vectors(source, vocabulary)
 
     def fill(path: Any, leaf: Any) -> Any:
         if path_name(path) not in targets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 
 from xmodal_jax import losses
 from xmodal_jax.losses.chunked import Pairs
+from xmodal_jax.losses.pairing import Pairing
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import correspondence
 from xmodal_jax.similarity.pairwise import Block, pairwise
-from xmodal_jax.types import Batch, Images, Repr, Texts
+from xmodal_jax.types import Batch, Repr
 
 
 class TrainState(NamedTuple):
@@ -67,16 +67,19 @@ class Objective(NamedTuple):
     mask_same_image: bool = False
     block: Block | None = None  # pairs scored at a time; chosen by the kind of device where None
     mesh: Mesh | None = None  # devices that share the score matrix
+    extras: tuple[str, ...] = ()  # what else the rank loss takes: "pairing", "image_scores", "text_scores"
     chunk: int = 0  # where positive, `rank_loss` is one of losses.chunked and scores so many images at a time
 
 
-def counted(image: Images, text: Texts, *, mask_same_image: bool) -> jax.Array:
-    """``where [B, C]``: pairs that count, without padding and, on demand, without siblings in other rows."""
-    where = (image.id >= 0)[:, None] & (text.id >= 0)[None, :]
-    if mask_same_image:
-        sibling = image.id[:, None] == text.image_id[None, :]
-        where &= ~sibling | correspondence(text.row, image.id.shape[0])
-    return where
+def local_rows(batch: Batch, axis: str | None) -> Batch:
+    """A device's own batch with caption rows that count its own images; as it is in the global view."""
+    if axis is None:
+        return batch
+    first = jax.lax.axis_index(axis) * batch.image.id.shape[0]
+    text, target = (
+        texts and texts._replace(row=jnp.maximum(texts.row - first, 0)) for texts in (batch.text, batch.target)
+    )
+    return batch._replace(text=text, target=target)
 
 
 def loss_fn(
@@ -111,12 +114,10 @@ def loss_fn(
 
     image = call("encode_image", drop_image, batch.image)
     text = call("encode_text", drop_text, batch.text)
-    aux = call("aux", drop_aux, batch, image, text)
+    aux = call("aux", drop_aux, local_rows(batch, axis), image, text)
     gather = partial(jax.lax.all_gather, axis_name=axis, tiled=True) if axis else lambda x: x
     image_repr, text_repr = jax.tree.map(gather, (image[0], text[0]))
-    images = batch.image._replace(feature={}, mask=None, box=None, id=gather(batch.image.id))
-    row, image_id, caption_id = (gather(x) for x in (batch.text.row, batch.text.image_id, batch.text.id))
-    texts = Texts(None, None, row, image_id, caption_id)
+    pairing = Pairing(*map(gather, Pairing.of(batch.image, batch.text)))
 
     options = {name: value(stage_step) if callable(value) else value for name, value in objective.options.items()}
     terms = dict(aux)
@@ -132,8 +133,7 @@ def loss_fn(
                 partial(score, variables),
                 image_repr,
                 text_repr,
-                images,
-                texts,
+                pairing,
                 objective.chunk,
                 objective.mask_same_image,
                 objective.mesh.size if objective.mesh else 1,
@@ -141,11 +141,17 @@ def loss_fn(
             terms["rank"], own, hardest = objective.rank_loss(pairs, **options)
         else:
             scores = pairwise(score, variables, image_repr, text_repr, block=objective.block, mesh=objective.mesh)
-            positive = correspondence(texts.row, images.id.shape[0])
-            where = counted(images, texts, mask_same_image=objective.mask_same_image)
-            terms["rank"] = objective.rank_loss(scores, positive, where, **options)
+            positive = pairing.positive()
+            where = pairing.counted(mask_same_image=objective.mask_same_image)
+            extras: dict[str, Callable[[], Any]] = {
+                "pairing": lambda: pairing,
+                "image_scores": lambda: score(variables, image_repr, image_repr),
+                "text_scores": lambda: score(variables, text_repr, text_repr),
+            }
+            further = {name: extras[name]() for name in objective.extras}
+            terms["rank"] = objective.rank_loss(scores, positive, where, **options, **further)
             own, hardest = losses.violations(scores, positive, where)
-        real = (texts.id >= 0) & (images.id[texts.row] >= 0)
+        real = pairing.real()
         count, rows = jnp.sum(real), jnp.isfinite(hardest)
         metrics |= {
             "pairs": count,
@@ -183,21 +189,33 @@ def train_step(
     optimiser: optax.GradientTransformation,
     stage_start: int,
     ema_decay: float = 0.0,
+    live: Sequence[bool] | None = None,
     axis: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. A non-finite gradient leaves parameters and statistics as they were and sets ``finite`` to 0."""
+    """One update. A non-finite gradient leaves parameters and statistics as they were and sets ``finite`` to 0.
+
+    Args:
+        live: which leaves of the parameters are trained, all by default. No gradient of the others is computed.
+    """
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
     stage_step = state.step - stage_start
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (_, (metrics, model_state)), grads = gradient(
-        state.params, model, objective, state.model_state, batch, stage_step, rng, axis
-    )
+    leaves, tree = jax.tree.flatten(state.params)
+    live = live or [True] * len(leaves)
+
+    def of_live(trained: list[Any]) -> Any:
+        rest = iter(trained)
+        params = tree.unflatten([next(rest) if on else leaf for leaf, on in zip(leaves, live, strict=True)])
+        return loss_fn(params, model, objective, state.model_state, batch, stage_step, rng, axis)
+
+    trained = [leaf for leaf, on in zip(leaves, live, strict=True) if on]
+    (_, (metrics, model_state)), grads = jax.value_and_grad(of_live, has_aux=True)(trained)
     if axis:
         # Every device differentiates the same global loss; the gather's transpose has summed the devices' parts.
         grads, model_state = jax.lax.pmean((grads, model_state), axis)
-    norm = optax.tree.norm(grads)
+    norm, rest = optax.tree.norm(grads), iter(grads)
+    grads = tree.unflatten([next(rest) if on else jnp.zeros_like(leaf) for leaf, on in zip(leaves, live, strict=True)])
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = (

@@ -15,14 +15,12 @@ import jax
 import numpy as np
 
 from xmodal_jax import models
-from xmodal_jax.data.pipeline import Captions, FeatureReader
+from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.errors import DataError, UsageError, require
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.text.tokens import tokenize
 from xmodal_jax.text.vocabulary import UNKNOWN
-from xmodal_jax.training.setup import features_of
 from xmodal_jax.types import Repr
 
 INK, FAINT, STRANGE, PAPER, BOX = "#1c2733", "#5b6875", "#b3541e", "#ffffff", "#0b6bcb"
@@ -54,7 +52,7 @@ def with_attention() -> list[str]:
 def check(run: Run) -> None:
     """Raise unless the run's model attends to regions and its data set knows where those are."""
     name, features = run.config.model.name, run.dataset.manifest["features"]
-    if type(run.model).attention is Matcher.attention:
+    if not run.model.has("attention"):
         raise UsageError(
             f'The model "{name}" of {run.workdir} has no attention between words and regions; '
             f"these have: {', '.join(with_attention())}."
@@ -64,9 +62,9 @@ def check(run: Run) -> None:
             f"{run.dataset.directory} carries no boxes, so nobody knows where its regions are; import it again with "
             "SPLIT_boxes.npy beside the features (precomp) or from a bottom-up-attention file (butd)."
         )
-    if not any("regions" in features[own] for own in features_of(run.config)):
+    if not any("regions" in features[feature] for feature in run.inputs.image):
         raise UsageError(
-            f'{run.workdir} reads the feature "{run.config.model.feature}", which has no regions; '
+            f"{run.workdir} reads the feature {', '.join(run.inputs.image)}, which has no regions; "
             "train with --config.model.feature=region."
         )
 
@@ -90,13 +88,15 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
     Raises:
         UsageError: a caption without a word.
     """
-    words = tokenize(caption)
+    vocabulary = run.vocabulary
+    assert vocabulary is not None  # a system of words is what attends
+    words = vocabulary.split(caption)
     if not words:
         raise UsageError('The caption has no word; give one: --caption "two red squares".')
-    reader = FeatureReader(split, features_of(run.config), boxes=True)
+    reader = run.reader(split.name, boxes=True)
     first = np.zeros(1, np.int64)
     images = reader.images(next(iter(reader.stream(0, 1, lambda _: first + row))), first + row)
-    captions = Captions([[caption]], run.vocabulary, run.config.data.lengths)
+    captions = Captions([[caption]], vocabulary, run.config.data.lengths)
     words = words[: captions.lengths[0] - 2]
     if captions.cut:
         print(f"The caption is longer than {max(run.config.data.lengths)} tokens and was cut after {len(words)} words.")
@@ -105,7 +105,7 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
     score = float(run.evaluator.score(variables, image, text)[0, 0])
     weight = np.asarray(run.model.apply(variables, image, text, method="attention"))[0, 0]
     real = np.asarray(images.mask)[0]
-    known = [token != UNKNOWN for token in run.vocabulary.encode(caption)[1 : 1 + len(words)]]
+    known = [token != UNKNOWN for token in vocabulary.encode(caption)[1 : 1 + len(words)]]
     return Pair(
         split.ids[row],
         caption,

@@ -20,7 +20,7 @@ from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
 from xmodal_jax.train import Trainer
-from xmodal_jax.training.setup import make_captions, make_reader
+from xmodal_jax.training import setup
 from xmodal_jax.verbs import attend, report
 
 IMAGES, TINY_IMAGES = 3000, 60
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"1/5 data: {images:,} rendered pictures with 5 captions each in {data}", flush=True)
     scenes.make(data, images, args.seed)
     print(f"2/5 train: xmodal train --config {spec} --workdir {workdir} {' '.join(overrides)}", flush=True)
-    trainer = Trainer(configs.load(spec, overrides), workdir)
+    trainer = Trainer(setup.setup(configs.load(spec, overrides), workdir))
     try:
         code = trainer.run()
     finally:
@@ -73,7 +73,7 @@ def make_gallery(run: Run, root: Path) -> None:
 def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     """Score the test split once, print the table, draw the report from the same representations."""
     split = run.dataset.split("test")
-    reader, captions = make_reader(split, run.config), make_captions(split, run.vocabulary, run.config)
+    reader, captions = run.reader("test"), run.captions("test")
     step = run.checkpoints.best()
     variables, weights = run.variables(step)
     images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
@@ -99,7 +99,7 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     facts = {
         "config": f"`{run.workdir / 'config.json'}`",
         "data": f"`{run.dataset.directory}`, manifest {run.dataset.manifest['sha256'][:12]}",
-        "vocabulary": f"{len(run.vocabulary):,} words",
+        "vocabulary": f"{run.facts.vocabulary:,} words",
         "selected": f"step {step:,}, best dev rsum {run.checkpoints.rsum(step) or 0:.1f}",
         "word-region accuracy": accuracy,
         "time to here": clock(seconds),
