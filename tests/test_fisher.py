@@ -50,7 +50,7 @@ def test_em_step_by_step(golden):
 def test_start_of_em(golden):
     """Spreads are those of the original; which vectors are drawn is not."""
     x, init = golden["em/sample"], mixture_of(golden, "init")
-    start = fisher.start_hglmm(x, 3, np.random.default_rng(0))
+    start = fisher.start_hglmm(x, np.ones(80, int), 3, np.random.default_rng(0))
     close(start.scale, init.scale)
     close(start.variance, init.variance)
     close(start.prior, init.prior)
@@ -106,6 +106,22 @@ def test_both_fits_find_planted_clusters(fit, capsys):
     assert mixture.laplacian.any() <= (fit is fisher.fit_hglmm)
     with pytest.raises(DataError, match="600 components needs as many different word vectors, not 2"):
         fit(np.repeat(x[:2], 400, axis=0), 600)
+
+
+def test_counts_are_as_good_as_occurrences():
+    x, _ = blobs(each=20)
+    often = np.random.default_rng(1).integers(1, 5, len(x))
+    one = fisher.start_hglmm(x, often, 3, np.random.default_rng(0))
+    other = fisher.start_hglmm(np.repeat(x, often, axis=0), np.ones(often.sum(), int), 3, np.random.default_rng(0))
+    for got, want in zip(one, other, strict=True):
+        np.testing.assert_allclose(got, want)
+    for got, want in zip(
+        fisher.fit_hglmm(x, 3, 0, often), fisher.fit_hglmm(np.repeat(x, often, axis=0), 3), strict=True
+    ):
+        np.testing.assert_allclose(got, want)
+    pytest.importorskip("sklearn")
+    for got, want in zip(fisher.fit_gmm(x, 3, 0, often), fisher.fit_gmm(np.repeat(x, often, axis=0), 3), strict=True):
+        np.testing.assert_allclose(got, want)
 
 
 def test_laplacian_and_gaussian_dimensions_are_told_apart():

@@ -40,14 +40,9 @@ def add_demo(verbs) -> None:
 
 def add_data(verbs) -> None:
     parser = verbs.add_parser("data", help="make, import and check data sets", epilog=EXIT_CODES)
-    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar="scenes|import|check")
-    scenes = verb(
-        kinds,
-        "scenes",
-        "data.scenes:main",
-        "make the built-in data set",
-        "xmodal data scenes --out data/scenes --images 3000",
-    )
+    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar="scenes|import|check|text-features")
+    example = "xmodal data scenes --out data/scenes"
+    scenes = verb(kinds, "scenes", "data.scenes:main", "make the built-in data set", example)
     scenes.add_argument("--out", type=Path, required=True)
     scenes.add_argument("--images", type=int, default=3000, help="number of pictures, 5 captions each")
     scenes.add_argument("--seed", type=int, default=0)
@@ -55,6 +50,7 @@ def add_data(verbs) -> None:
     check.add_argument("directory", type=Path)
     check.add_argument("--json", type=Path, help="also write the findings here")
     add_import(kinds)
+    add_text_features(kinds)
 
 
 def add_import(kinds) -> None:
@@ -89,6 +85,27 @@ def add_import(kinds) -> None:
     parser.add_argument("--test", type=float, default=0.0, help="csv without splits: share of test images")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
     parser.add_argument("--max-broken", type=float, default=0.01, help="butd: share of broken rows to tolerate")
+
+
+def add_text_features(kinds) -> None:
+    parser = verb(
+        kinds,
+        "text-features",
+        "baselines.text_features:main",
+        "add a dense vector of every caption to a prepared data set; goes on after an interruption",
+        "xmodal data text-features fisher data/f8k --vectors glove.6B.300d.txt",
+    )
+    parser.add_argument("kind", choices=["mean", "tfidf", "fisher"], help="mean or Fisher vector of words, or tf-idf")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--vectors", type=Path, help="mean, fisher: GloVe text file, or prefix of _words.txt and .npy")
+    parser.add_argument("--whiten", choices=["none", "pca", "ica"], help="mean, fisher: turn the word vectors first")
+    parser.add_argument("--components", type=int, help="fisher: of the mixture; 30 by default")
+    parser.add_argument("--mixture", choices=["hglmm", "gmm"], help="fisher: hybrid (default) or Gaussian")
+    parser.add_argument("--fit", choices=["words", "tokens"], help="fisher: each word once (default) or as it occurs")
+    parser.add_argument("--pca", type=int, help="axes to keep, 0 for all; fisher: 6000 by default where longer")
+    parser.add_argument("--missing", choices=["zeros", "error"], default="zeros", help="for captions of unknown words")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="the kind by default")
 
 
 def add_train(verbs) -> None:

@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from xmodal_jax.errors import DataError, NumericError, require
 from xmodal_jax.progress import Progress
 
 ITERATIONS = 10  # of EM, as the released code
 FLOOR = 1e-3  # least scale and variance
+SAMPLE = 300_000  # most vectors that a GMM is fitted to; the released code samples as many words
 FACTOR = {"hglmm": 10.0, "gmm": 1.0}  # of the unit word vectors; the released code scales for the HGLMM alone
+Counts = Int[np.ndarray, " n"]
 
 
 class Mixture(NamedTuple):
@@ -68,34 +70,39 @@ def posterior(joint: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
     return weight / weight.sum(axis=1, keepdims=True)
 
 
-def start_hglmm(x: Float[np.ndarray, "n d"], components: int, random: np.random.Generator) -> Mixture:
+def start_hglmm(x: Float[np.ndarray, "n d"], often: Counts, components: int, random: np.random.Generator) -> Mixture:
     """Centres at different random vectors, spreads of all vectors, Laplacian or Gaussian by the toss of a coin.
+
+    ``often`` says how many times each vector counts.
 
     Raises:
         DataError: fewer different vectors than components.
     """
-    centre = _different(x, components, random)
-    scale = np.abs(x - np.median(x, axis=0)).mean(axis=0)
-    spread = [np.tile(np.maximum(size, FLOOR), (components, 1)) for size in (scale, x.var(axis=0))]
+    centre = x[_different(x, often, components, random)]
+    whole = [np.repeat(column, often) for column in x.T]
+    scale = np.array([np.abs(column - np.median(column)).mean() for column in whole])
+    variance = np.array([column.var() for column in whole])
+    spread = [np.tile(np.maximum(size, FLOOR), (components, 1)) for size in (scale, variance)]
     laplacian = random.random(centre.shape) < 0.5
     return Mixture(centre, spread[0], centre, spread[1], laplacian, np.full(components, 1 / components))
 
 
-def _different(x: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:
-    """Random rows of which no two are equal: two equal centres would never part."""
-    shuffled = x[random.permutation(len(x))]
-    _, first = np.unique(shuffled, axis=0, return_index=True)
+def _different(x: np.ndarray, often: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:
+    """Random rows of which no two are equal, as likely as they are frequent: two equal centres would never part."""
+    _, first, inverse = np.unique(x, axis=0, return_index=True, return_inverse=True)
     if len(first) < number:
         raise DataError(
             f"A mixture of {number} components needs as many different word vectors, not {len(first)}; "
             "give fewer --components or more training captions."
         )
-    return shuffled[np.sort(first)[:number]]
+    share = np.bincount(inverse.ravel(), often)
+    return first[random.choice(len(first), number, replace=False, p=share / share.sum())]
 
 
 def update_hglmm(x: Float[np.ndarray, "n d"], weight: Float[np.ndarray, "n k"]) -> Mixture:
-    """The M step from the posteriors: location, scale, mean, variance and priors, then which of the two fits better.
+    """The M step: location, scale, mean, variance and priors, then which of the two fits better.
 
+    ``weight`` is the posterior, times the vectors' counts if they have any.
     The location is a weighted median: the first vector, by size, at which the running weight reaches half of the whole.
     A dimension is Laplacian where that has strictly more expected log-likelihood, with the new values (released code).
 
@@ -119,22 +126,36 @@ def update_hglmm(x: Float[np.ndarray, "n d"], weight: Float[np.ndarray, "n k"]) 
     scale, variance = np.maximum(deviation, FLOOR), np.maximum(square, FLOOR)
     as_laplacian = -np.log(2 * scale) - deviation / scale
     as_gaussian = -(np.log(2 * np.pi * variance) + square / variance) / 2
-    return Mixture(location, scale, mean, variance, as_laplacian > as_gaussian, total / len(x))
+    return Mixture(location, scale, mean, variance, as_laplacian > as_gaussian, total / total.sum())
 
 
-def fit_hglmm(x: Float[np.ndarray, "n d"], components: int, seed: int = 0, iterations: int = ITERATIONS) -> Mixture:
-    """Hybrid mixture by expectation maximisation; raises what :func:`start_hglmm` and :func:`update_hglmm` do."""
-    mixture = start_hglmm(x, components, np.random.default_rng(seed))
+def fit_hglmm(
+    x: Float[np.ndarray, "n d"],
+    components: int,
+    seed: int = 0,
+    often: Counts | None = None,
+    *,
+    iterations: int = ITERATIONS,
+) -> Mixture:
+    """Hybrid mixture of vectors, which count ``often`` times each, by expectation maximisation.
+
+    Raises what :func:`start_hglmm` and :func:`update_hglmm` do.
+    """
+    often = np.ones(len(x), np.int64) if often is None else often
+    mixture = start_hglmm(x, often, components, np.random.default_rng(seed))
     with Progress("HGLMM", iterations, unit="iterations") as progress:
         for _ in range(iterations):
             joint = log_joint(x, mixture)
-            mixture = update_hglmm(x, posterior(joint))
-            progress.advance(note=f"log-likelihood before {np.logaddexp.reduce(joint, axis=1).mean():.4f} a vector")
+            mixture = update_hglmm(x, posterior(joint) * often[:, None])
+            likelihood = np.average(np.logaddexp.reduce(joint, axis=1), weights=often)
+            progress.advance(note=f"log-likelihood before {likelihood:.4f} a vector")
     return mixture
 
 
-def fit_gmm(x: Float[np.ndarray, "n d"], components: int, seed: int = 0) -> Mixture:
-    """Gaussian mixture with diagonal covariances, by scikit-learn; the released code uses VLFeat's, started at random.
+def fit_gmm(x: Float[np.ndarray, "n d"], components: int, seed: int = 0, often: Counts | None = None) -> Mixture:
+    """Gaussian mixture with diagonal covariances, by scikit-learn; the released code uses VLFeat's.
+
+    scikit-learn knows no counts: with ``often`` the mixture is fitted to at most ``SAMPLE`` random occurrences.
 
     Raises:
         DataError: fewer different vectors than components.
@@ -144,7 +165,11 @@ def fit_gmm(x: Float[np.ndarray, "n d"], components: int, seed: int = 0) -> Mixt
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    _different(x, components, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    if often is not None:
+        rows = np.repeat(np.arange(len(x)), often)
+        x = x[np.sort(random.choice(rows, SAMPLE, replace=False)) if len(rows) > SAMPLE else rows]
+    _different(x, np.ones(len(x), np.int64), components, random)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 100 iterations are enough
         fitted = GaussianMixture(components, covariance_type="diag", random_state=seed).fit(x)

@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from xmodal_jax.data.records import Dataset, Split, finite, open_dataset, verify
 from xmodal_jax.errors import DataError
 from xmodal_jax.progress import Progress
@@ -60,6 +62,7 @@ def check(directory: str | Path) -> dict[str, Any]:
                 "features": _check_features(split, findings),
                 "picture": _picture_hashes(dataset, split),
             }
+            _check_text_features(split, findings)
         except DataError as error:  # the other splits are still worth a look
             findings.add("errors", str(error))
     for name, kinds in images.items():
@@ -72,6 +75,7 @@ def check(directory: str | Path) -> dict[str, Any]:
         "splits": tables,
         "features": dataset.manifest["features"],
         "boxes": dataset.manifest["boxes"],
+        "text_features": dataset.manifest.get("text_features", {}),
         "errors": findings.errors,
         "warnings": findings.warnings,
         "verdict": "broken" if findings.errors else "usable, see the warnings" if findings.warnings else "clean",
@@ -156,6 +160,14 @@ def _check_features(split: Split, findings: Findings) -> list[bytes | None]:
             "warnings", f'split "{split.name}": {_number(len(zero), "image")} whose features are all zero', zero
         )
     return digests
+
+
+def _check_text_features(split: Split, findings: Findings) -> None:
+    """Whether the text features of the split can be read and are finite."""
+    for name in split.text_features:
+        array = split.text_feature(name)
+        if not all(finite(np.asarray(array[start : start + 1000])) for start in range(0, len(array), 1000)):
+            findings.add("errors", f'split "{split.name}": text features "{name}" are not finite')
 
 
 def _picture_hashes(dataset: Dataset, split: Split) -> list[str | None]:
@@ -243,6 +255,9 @@ def _print(result: Mapping[str, Any]) -> None:
         shape = " x ".join("R" if size is None else f"{size}" for size in feature["shape"])
         print(f"{key}: {shape} {feature['dtype']}")
     print(f"boxes: {'yes' if result['boxes'] else 'no'}")
+    for name, entry in result["text_features"].items():
+        missing = ", ".join(f"{split} {count:,}" for split, count in entry["missing"].items())
+        print(f"text {name}: {entry['shape'][0]} {entry['dtype']} ({entry['kind']}; without a known word: {missing})")
     for level in ("errors", "warnings"):
         for sentence in result[level]:
             print(f"{level[:-1]}: {sentence}")

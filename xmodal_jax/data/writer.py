@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,8 +15,9 @@ import numpy as np
 
 from xmodal_jax.data import records
 from xmodal_jax.data.records import DTYPES, MANIFEST, REPORT, Item, finite, open_dataset
+from xmodal_jax.digest import sha256
 from xmodal_jax.errors import DataError, require
-from xmodal_jax.progress import Progress
+from xmodal_jax.progress import Progress, track
 
 SHARD_BYTES = 1 << 30
 
@@ -269,10 +271,30 @@ class Writer:
             "splits": self.splits,
             "files": records.hash_files(self.directory),
         }
-        manifest["sha256"] = records.digest(manifest)
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        (self.directory / records.MANIFEST).write_text(text + "\n", encoding="utf-8")
+        save_manifest(self.directory, manifest)
         return manifest
+
+
+def save_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Sign the manifest and write it; a reader never sees half of it."""
+    manifest["sha256"] = records.digest(manifest)
+    unfinished = directory / f".{records.MANIFEST}.partial"
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, directory / records.MANIFEST)
+
+
+def add_text_features(directory: Path, name: str, entry: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Enter the text features ``name`` and their finished files into the manifest of a prepared data set."""
+    hashes: dict[str, Any] = {}
+    for path in track(files, "hash", len(files), unit="files"):
+        hashes[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest = records.open_dataset(directory).manifest  # as it is now: others may have been added meanwhile
+    manifest["text_features"] = {**manifest.get("text_features", {}), name: dict(entry)}
+    manifest["files"] |= hashes
+    save_manifest(directory, manifest)
 
 
 def write(

@@ -11,6 +11,14 @@ from xmodal_jax.errors import DataError
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 
 
+def word_vector_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """The files that :func:`load_word_vectors` reads for ``path``: array and words of a pair, or one text file."""
+    path = Path(path)
+    prefix = path.with_name(path.name.removesuffix(".npy").removesuffix("_words.txt"))
+    pair = prefix.with_name(f"{prefix.name}.npy"), prefix.with_name(f"{prefix.name}_words.txt")
+    return pair if all(map(Path.is_file, pair)) else (path,)
+
+
 def load_word_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Pre-trained word vectors in the vocabulary's order, for an embedding's first values.
 
@@ -24,12 +32,10 @@ def load_word_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> t
 
     Raises: DataError when the files are missing or broken, or hold none of the words.
     """
-    path = Path(path)
-    prefix = path.with_name(path.name.removesuffix(".npy").removesuffix("_words.txt"))
-    pair = prefix.with_name(f"{prefix.name}.npy"), prefix.with_name(f"{prefix.name}_words.txt")
+    files = word_vector_files(path)
     rows = {word: index for index, word in enumerate(vocabulary.words) if index >= len(SPECIAL)}
     try:
-        found = _pair_vectors(*pair, rows) if all(map(Path.is_file, pair)) else _text_vectors(path, rows)
+        found = _pair_vectors(*files, rows) if len(files) == 2 else _text_vectors(files[0], rows)
     except OSError as error:
         raise DataError(
             f"{path}: cannot read word vectors ({error.strerror or error}); give a text file or NAME of "
