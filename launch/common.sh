@@ -50,7 +50,8 @@ make_environment() {
     say "making $venv with $base"
     "$base" -m venv --clear "$venv"
   fi
-  fits "$python" || fail "$venv holds Python $(minor "$python"), but $versions is needed; remove that folder and run again"
+  fits "$python" ||
+    fail "$venv holds Python $(minor "$python"), but $versions is needed; remove that folder and run again"
   [ -z "$base" ] || [ "$(minor "$base")" = "$(minor "$python")" ] ||
     fail "PYTHON=$base is Python $(minor "$base"), but $venv holds $(minor "$python"); remove that folder, name" \
       "another by XMODAL_VENV, or leave PYTHON out"

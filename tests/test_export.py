@@ -27,6 +27,7 @@ from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training.model import example_batch, inputs_of, make_model
 from xmodal_jax.training.step import initialise
 from xmodal_jax.types import Facts, Feature, Images, Texts
+from xmodal_jax.verbs import doctor
 
 SYSTEMS = [
     "vse.py:vsepp",
@@ -152,10 +153,15 @@ print(m.score(images, m.embed_texts(["a red square", "two"])).shape)
 """
 
 
+LACKING = doctor.lacks("onnx")
+needs_onnx = pytest.mark.skipif(bool(LACKING), reason=f"the extra onnx is not installed: {'; '.join(LACKING)}")
+
+
+@needs_onnx
 @pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa"])
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
-    ort = pytest.importorskip("onnxruntime")
-    pytest.importorskip("jax2onnx")
+    import onnxruntime as ort
+
     config, vocabulary, model, features, facts, variables = build(spec)
     parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
@@ -180,12 +186,23 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     assert set(m.manifest["onnx"]) == set(m.manifest["functions"])
 
 
+@needs_onnx
 def test_a_graph_that_onnx_cannot_hold_is_one_sentence_and_writes_nothing(tmp_path):
-    pytest.importorskip("jax2onnx")
     config, vocabulary, model, _, facts, variables = build("sgraf.py:saf")
     parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     with pytest.raises(UsageError, match=r"^score of this system cannot become ONNX \(.*\); leave out --onnx, [^\n]*$"):
         export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("module", ["jax2onnx", "onnxruntime"])
+def test_onnx_without_its_extra_is_one_sentence_and_writes_nothing(module, made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", sys)  # stands in where the extra is not installed
+    monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
+    assert cli.run(["export", "--workdir", str(made / "run"), "--onnx", "--out", str(tmp_path / "b")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"xmodal: This command needs {module} (")
+    assert line.endswith('; install it with pip install "xmodal_jax[onnx]".')
     assert not (tmp_path / "b").exists()
 
 

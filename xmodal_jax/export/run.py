@@ -186,6 +186,10 @@ def recall_of(run: Run, step: int) -> str:
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in tables)
 
 
+def _unit(vocabulary: Vocabulary) -> str:
+    return "characters" if vocabulary.tokens == "characters" else "words"
+
+
 def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> dict[str, Any]:
     """Write the bundle ``out`` of one step of a run; returns its manifest. Raises as :func:`write` does."""
     variables, weights = run.variables(step)
@@ -193,7 +197,7 @@ def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> di
     card = Card(
         f"Trained with xmodal_jax; step {step:,}, {weights} weights.",
         f"{manifest['name']}, manifest {manifest['sha256'][:12]}"
-        + (f", {len(run.vocabulary):,} tokens" if run.vocabulary else ""),
+        + (f", {len(run.vocabulary):,} {_unit(run.vocabulary)}" if run.vocabulary else ""),
         commit(),
         recall_of(run, step),
     )
