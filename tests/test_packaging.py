@@ -1,7 +1,9 @@
 """The launch commands, the Pythons, the pins, and the wheel: what it holds and that it works outside the repository."""
 
 import hashlib
+import importlib
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -19,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import xmodal_jax
 from xmodal_jax import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +70,18 @@ def test_extra_of_an_extra_has_no_marker():
         assert canonicalize_name(line.name) != "xmodal-jax" or line.marker is None, line
     converter = {f"{line}; python_version < '3.12'" for line in EXTRAS["onnx"] if not line.startswith("jax<")}
     assert converter <= set(EXTRAS["dev"])
+
+
+def test_every_module_imports():
+    names = [module.name for module in pkgutil.walk_packages(xmodal_jax.__path__, "xmodal_jax.")]
+    assert len(names) > 50
+    for name in names:
+        if name.endswith(".__main__"):  # runs the command line
+            continue
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            assert error.name == "torch"  # the extra bench, which dev does not hold
 
 
 def test_one_version_and_licence_everywhere():
