@@ -45,7 +45,7 @@ def no_self_test(monkeypatch):
 
 def test_healthy_without_tensorflow(tmp_path):
     code = (
-        "import argparse, sys; from xmodal_jax import doctor; "
+        "import argparse, sys; from xmodal_jax.verbs import doctor; "
         f"code = doctor.main(argparse.Namespace(json={str(tmp_path / 'doctor.json')!r})); "
         "assert 'tensorflow' not in sys.modules; sys.exit(code)"
     )

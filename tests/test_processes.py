@@ -108,7 +108,7 @@ def test_two_processes_train_what_one_would(tmp_path):
         )
 
 
-JOIN = "from xmodal_jax import processes; processes.join(timeout=3)"
+JOIN = "from xmodal_jax.training import processes; processes.join(timeout=3)"
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -351,7 +351,7 @@ def test_broken_pair_vectors(tmp_path):
 
 
 def test_imports_nothing_heavy():
-    code = "import sys, xmodal_jax.data.text; print(*{'jax', 'flax', 'tensorflow', 'nltk'} & set(sys.modules))"
+    code = "import sys, xmodal_jax.text.vectors; print(*{'jax', 'flax', 'tensorflow', 'nltk'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
