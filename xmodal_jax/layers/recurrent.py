@@ -1,10 +1,13 @@
-"""A gated recurrent unit in PyTorch's cell form; on accelerators the input projection is hoisted out of the loop."""
+"""A gated recurrent unit in the cell forms of PyTorch and of TensorFlow 1, alone and stacked; captions or single words.
+
+On accelerators the input projection is hoisted out of the loop.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.errors import UsageError
+
+CELLS = ("pytorch", "tensorflow")
 
 
 def uniform(scale: float) -> nn.initializers.Initializer:
@@ -28,17 +35,54 @@ def _steps(mask: Any) -> Any:
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[0] + 1)[:, None], 0))
 
 
-def cell(hidden: Any, inputs: Any, matrix: Any, bias: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """The next state [C, H] after the projected word [C, 3H]; then reset, update, new and the recurrent part of new."""
+def cell(form: str, hidden: Any, inputs: Any, matrix: Any, bias: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """The next state [C, H] after the projected word [C, 3H]; then reset, update, new and what the way back needs more.
+
+    In PyTorch's (and Theano's) form reset acts after the candidate's recurrent product, which comes last here; in
+    TensorFlow's it acts before, on the state, and the state so reset comes last. Update keeps the old state in both.
+    """
     reset_in, update_in, new_in = jnp.split(inputs, 3, axis=-1)
-    reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
-    reset = jax.nn.sigmoid(reset_in + reset_rec)
-    update = jax.nn.sigmoid(update_in + update_rec)
-    new = jnp.tanh(new_in + reset * new_rec)  # reset acts after the recurrent product, as in PyTorch and Theano
-    return (1.0 - update) * new + update * hidden, reset, update, new, new_rec
+    if form == "pytorch":
+        reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
+        reset, update = jax.nn.sigmoid(reset_in + reset_rec), jax.nn.sigmoid(update_in + update_rec)
+        more, new = new_rec, jnp.tanh(new_in + reset * new_rec)
+    else:
+        gates, candidate = _halves(matrix)
+        gate_bias, candidate_bias = _halves(bias)
+        reset_rec, update_rec = jnp.split(_dot(hidden, gates) + gate_bias, 2, axis=-1)
+        reset, update = jax.nn.sigmoid(reset_in + reset_rec), jax.nn.sigmoid(update_in + update_rec)
+        more = reset * hidden
+        new = jnp.tanh(new_in + _dot(more, candidate) + candidate_bias)
+    return (1.0 - update) * new + update * hidden, reset, update, new, more
 
 
-def _forward(reverse, hoist, words, mask, matrix_in, bias_in, matrix, bias):
+def cell_back(form: str, live: Any, kept: tuple[Any, ...], matrix: Any) -> tuple[Any, Any, Any]:
+    """Gradients at the gates' two inputs, [C, 3H] each, and at the old state, from those at the new state.
+
+    ``kept`` is the old state and what :func:`cell` returned beside the new one.
+    """
+    hidden, reset, update, new, more = kept
+    d_new = live * (1.0 - update) * (1.0 - jnp.square(new))
+    d_update = live * (hidden - new) * update * (1.0 - update)
+    if form == "pytorch":
+        d_reset = d_new * more * reset * (1.0 - reset)
+        d_in = jnp.concatenate([d_reset, d_update, d_new], axis=-1)
+        d_rec = jnp.concatenate([d_reset, d_update, d_new * reset], axis=-1)
+        return d_in, d_rec, live * update + _dot(d_rec, matrix.T)
+    gates, candidate = _halves(matrix)
+    d_more = _dot(d_new, candidate.T)
+    d_reset = d_more * hidden * reset * (1.0 - reset)
+    d_gates = jnp.concatenate([d_reset, d_update], axis=-1)
+    both = jnp.concatenate([d_gates, d_new], axis=-1)
+    return both, both, live * update + d_more * reset + _dot(d_gates, gates.T)
+
+
+def _halves(x: Any) -> tuple[Any, Any]:
+    """The columns of reset and update, and those of the candidate."""
+    return x[..., : x.shape[-1] // 3 * 2], x[..., x.shape[-1] // 3 * 2 :]
+
+
+def _forward(form, reverse, hoist, words, mask, start, matrix_in, bias_in, matrix, bias):
     shape = (*mask.shape, matrix.shape[0])
     last = _steps(mask)
 
@@ -50,37 +94,36 @@ def _forward(reverse, hoist, words, mask, matrix_in, bias_in, matrix, bias):
     def body(i, carry):
         hidden, kept = carry
         t = last - 1 - i if reverse else i
-        after, *gates = cell(hidden, projected[t] if hoist else project(words[t]), matrix, bias)
+        after, *gates = cell(form, hidden, projected[t] if hoist else project(words[t]), matrix, bias)
         after = jnp.where(mask[t][:, None], after, hidden)
         values = (after, hidden, *gates)
         return after, tuple(store.at[t].set(value) for store, value in zip(kept, values, strict=True))
 
-    start = jnp.zeros(shape[1:], jnp.float32)
     return jax.lax.fori_loop(0, last, body, (start, tuple(jnp.zeros(shape, jnp.float32) for _ in range(6))))[1]
 
 
-def _backward(reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
-    hidden, reset, update, new, new_rec = kept
+def _backward(form, reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
     last = _steps(mask)
 
     def back_cell(t, back):
         """Gradients at the gates' two inputs, [C, 3H] each, and at the state before word t."""
         total = back + cotangent[t]
         live = jnp.where(mask[t][:, None], total, 0.0)
-        d_new = live * (1.0 - update[t]) * (1.0 - jnp.square(new[t]))
-        d_reset = d_new * new_rec[t] * reset[t] * (1.0 - reset[t])
-        d_update = live * (hidden[t] - new[t]) * update[t] * (1.0 - update[t])
-        d_in = jnp.concatenate([d_reset, d_update, d_new], axis=-1)
-        d_rec = jnp.concatenate([d_reset, d_update, d_new * reset[t]], axis=-1)
-        through = live * update[t] + _dot(d_rec, matrix.T)
+        d_in, d_rec, through = cell_back(form, live, tuple(value[t] for value in kept), matrix)
         return d_in, d_rec, jnp.where(mask[t][:, None], through, total)
 
-    def weights(x, state, d_in, d_rec):
-        """Gradients of both matrices and biases from rows of inputs, states and gate gradients."""
-        dot = partial(jnp.dot, preferred_element_type=jnp.float32)
-        d_matrix_in = dot(x.astype(matrix_in.dtype).T, d_in.astype(matrix_in.dtype))
-        d_matrix = dot(state.astype(matrix.dtype).T, d_rec.astype(matrix.dtype))
-        return d_matrix_in, jnp.sum(d_in, axis=0), d_matrix, jnp.sum(d_rec, axis=0)
+    def weights(x, state, more, d_in, d_rec):
+        """Gradients of both matrices and biases from rows of inputs, of what :func:`cell` kept, of gate gradients."""
+
+        def dot(rows, gradient, like):
+            return jnp.dot(rows.astype(like.dtype).T, gradient.astype(like.dtype), preferred_element_type=jnp.float32)
+
+        if form == "pytorch":
+            d_matrix = dot(state, d_rec, matrix)
+        else:
+            pairs = zip((state, more), _halves(d_rec), strict=True)
+            d_matrix = jnp.concatenate([dot(rows, part, matrix) for rows, part in pairs], axis=-1)
+        return dot(x, d_in, matrix_in), jnp.sum(d_in, axis=0), d_matrix, jnp.sum(d_rec, axis=0)
 
     def storing(i, carry):
         back, stores = carry
@@ -92,25 +135,28 @@ def _backward(reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
         back, d_words, sums = carry
         t = i if reverse else last - 1 - i
         d_in, d_rec, back = back_cell(t, back)
-        sums = jax.tree.map(jnp.add, sums, weights(words[t], hidden[t], d_in, d_rec))
+        sums = jax.tree.map(jnp.add, sums, weights(words[t], hidden[t], more[t], d_in, d_rec))
         return back, d_words.at[t].set(_dot(d_in, matrix_in.T)), sums
 
     def zeros(*shape: int) -> Any:
         return jnp.zeros(shape, jnp.float32)
 
+    hidden, *_, more = kept
     gates = matrix.shape[1]
     if hoist:
         stores = (zeros(*mask.shape, gates), zeros(*mask.shape, gates))
-        d_in, d_rec = jax.lax.fori_loop(0, last, storing, (jnp.zeros_like(hidden[0]), stores))[1]
-        rows = (x.reshape(-1, x.shape[-1]) for x in (words, hidden, d_in, d_rec))
+        d_start, (d_in, d_rec) = jax.lax.fori_loop(0, last, storing, (jnp.zeros_like(hidden[0]), stores))
+        rows = (x.reshape(-1, x.shape[-1]) for x in (words, hidden, more, d_in, d_rec))
         d_words, sums = _dot(d_in, matrix_in.T), weights(*rows)
     else:
-        start = (zeros(*matrix_in.shape), zeros(gates), zeros(*matrix.shape), zeros(gates))
-        _, d_words, sums = jax.lax.fori_loop(0, last, adding, (jnp.zeros_like(hidden[0]), zeros(*words.shape), start))
+        sums = (zeros(*matrix_in.shape), zeros(gates), zeros(*matrix.shape), zeros(gates))
+        start = (jnp.zeros_like(hidden[0]), zeros(*words.shape), sums)
+        d_start, d_words, sums = jax.lax.fori_loop(0, last, adding, start)
     d_matrix_in, d_bias_in, d_matrix, d_bias = sums
     return (
         d_words.astype(words.dtype),
         None,
+        d_start,
         d_matrix_in.astype(matrix_in.dtype),
         d_bias_in,
         d_matrix.astype(matrix.dtype),
@@ -126,11 +172,13 @@ def _by_platform(function: Any, reverse: bool, *args: Any) -> Any:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def gru_loop(
+    form: str,
     reverse: bool,
     words: Float[Array, "w c f"],
     mask: Bool[Array, "w c"],
+    start: Float[Array, "c h"],
     matrix_in: Float[Array, "f h3"],
     bias_in: Float[Array, "h3"],
     matrix: Float[Array, "h h3"],
@@ -142,33 +190,35 @@ def gru_loop(
     loop ends with the longest caption (later states are zero), which automatic differentiation cannot reverse: the
     backward pass is written out.
     """
-    return _by_platform(_forward, reverse, words, mask, matrix_in, bias_in, matrix, bias)[0]
+    return _gru_forward(form, reverse, words, mask, start, matrix_in, bias_in, matrix, bias)[0]
 
 
-def _gru_forward(reverse, words, mask, matrix_in, bias_in, matrix, bias):
-    states, *kept = _by_platform(_forward, reverse, words, mask, matrix_in, bias_in, matrix, bias)
+def _gru_forward(form, reverse, words, mask, start, matrix_in, bias_in, matrix, bias):
+    forward = partial(_forward, form)
+    states, *kept = _by_platform(forward, reverse, words, mask, start, matrix_in, bias_in, matrix, bias)
     return states, (tuple(kept), words, mask, matrix_in, matrix)
 
 
-def _gru_backward(reverse, saved, cotangent):
-    return _by_platform(_backward, reverse, *saved, cotangent)
+def _gru_backward(form, reverse, saved, cotangent):
+    return _by_platform(partial(_backward, form), reverse, *saved, cotangent)
 
 
 gru_loop.defvjp(_gru_forward, _gru_backward)
 
 
-def gru_scan(reverse: bool, words: Any, mask: Any, matrix_in: Any, bias_in: Any, matrix: Any, bias: Any) -> Any:
+def gru_scan(
+    form: str, reverse: bool, words: Any, mask: Any, start: Any, matrix_in: Any, bias_in: Any, matrix: Any, bias: Any
+) -> Any:
     """The states of :func:`gru_loop` by a scan forwards over all words, which other formats than XLA's know."""
 
-    def step(hidden: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
-        word, real = own
-        after = jnp.where(real[:, None], cell(hidden, _dot(word, matrix_in) + bias_in, matrix, bias)[0], hidden)
+    def step(hidden: Any, item: tuple[Any, Any]) -> tuple[Any, Any]:
+        word, real = item
+        after = jnp.where(real[:, None], cell(form, hidden, _dot(word, matrix_in) + bias_in, matrix, bias)[0], hidden)
         return after, after
 
     def turn(x: Any) -> Any:
         return jnp.flip(x, 0) if reverse else x
 
-    start = jnp.zeros((mask.shape[1], matrix.shape[0]), jnp.float32)
     return turn(jax.lax.scan(step, start, (turn(words), turn(mask)))[1])
 
 
@@ -188,27 +238,96 @@ def scanned() -> Iterator[None]:
 class GRU(nn.Module):
     """One direction of a GRU, words [C, W, F] to states [C, W, H]; padding may only follow the words.
 
-    States at padding repeat the last one or are zero. All weights and biases start in U(-1/sqrt(H), 1/sqrt(H)) as
-    PyTorch's do. Parameters ``input [F, 3H]``, ``recurrent [H, 3H]`` and their biases are PyTorch's ``weight_ih``,
-    ``weight_hh`` transposed.
+    States at padding repeat the last one or are zero. In PyTorch's form all weights and biases start in
+    U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's do; ``input [F, 3H]``, ``recurrent [H, 3H]`` and their biases are PyTorch's
+    ``weight_ih``, ``weight_hh`` transposed. In TensorFlow's form the parameters are those of its GRUCell, rows
+    [word; state], so that each is clipped and initialised as there: orthogonal kernels, gate biases of 1, others 0.
+
+    Attributes:
+        size: H.
+        reverse: read from the last word to the first.
+        dtype: the type of the matrix products.
+        cell: "pytorch" or "tensorflow", see :func:`cell`.
     """
 
     size: int
     reverse: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
+    cell: str = "pytorch"
 
     @nn.compact
-    def __call__(self, words: Float[Array, "c w f"], mask: Bool[Array, "c w"]) -> Float[Array, "c w h"]:
-        init = uniform(self.size**-0.5)
-        matrix_in = self.param("input", init, (words.shape[-1], 3 * self.size))
-        bias_in = self.param("input_bias", init, (3 * self.size,))
-        matrix = self.param("recurrent", init, (self.size, 3 * self.size))
-        bias = self.param("recurrent_bias", init, (3 * self.size,))
+    def weights(self, features: int) -> tuple[Any, Any, Any, Any]:
+        """``matrix_in``, ``bias_in``, ``matrix`` and ``bias`` of :func:`gru_loop` for words of F = ``features``."""
+        size = self.size
+        if self.cell == "pytorch":
+            init = uniform(size**-0.5)
+            matrix_in = self.param("input", init, (features, 3 * size))
+            bias_in = self.param("input_bias", init, (3 * size,))
+            matrix = self.param("recurrent", init, (size, 3 * size))
+            bias = self.param("recurrent_bias", init, (3 * size,))
+        elif self.cell == "tensorflow":
+            init = nn.initializers.orthogonal()
+            gates = self.param("gates_kernel", init, (features + size, 2 * size))
+            gate_bias = self.param("gates_bias", nn.initializers.ones, (2 * size,))
+            candidate = self.param("candidate_kernel", init, (features + size, size))
+            candidate_bias = self.param("candidate_bias", nn.initializers.zeros, (size,))
+            kernel, bias_in = (
+                jnp.concatenate(pair, axis=-1) for pair in ((gates, candidate), (gate_bias, candidate_bias))
+            )
+            matrix_in, matrix, bias = kernel[:features], kernel[features:], jnp.zeros(3 * size)
+        else:
+            raise UsageError(f'No GRU cell "{self.cell}"; there are {", ".join(CELLS)}.')
+        return matrix_in.astype(self.dtype), bias_in, matrix.astype(self.dtype), bias
+
+    def __call__(
+        self, words: Float[Array, "c w f"], mask: Bool[Array, "c w"], start: Float[Array, "c h"] | None = None
+    ) -> Float[Array, "c w h"]:
+        """States after each word, from the states ``start`` (zeros by default)."""
+        weights = self.weights(words.shape[-1])
         real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
-        weights = (matrix_in.astype(self.dtype), bias_in, matrix.astype(self.dtype), bias)
+        if start is None:
+            start = jnp.zeros((words.shape[0], self.size), jnp.float32)
         loop = gru_scan if _scans.get() else gru_loop
-        states: Any = loop(self.reverse, jnp.swapaxes(words, 0, 1), real, *weights)
+        states: Any = loop(self.cell, self.reverse, jnp.swapaxes(words, 0, 1), real, start, *weights)
         return jnp.swapaxes(states, 0, 1)
+
+    def step(self, state: Float[Array, "c h"], word: Float[Array, "c f"]) -> Float[Array, "c h"]:
+        """The state after one further word."""
+        matrix_in, bias_in, matrix, bias = self.weights(word.shape[-1])
+        return cell(self.cell, state, _dot(word, matrix_in) + bias_in, matrix, bias)[0]
+
+
+class StackedGRU(nn.Module):
+    """``layers`` GRUs, each of which reads the states of the one below; see :class:`GRU`."""
+
+    size: int
+    layers: int = 1
+    dtype: jnp.dtype = jnp.dtype("float32")
+    cell: str = "pytorch"
+
+    def setup(self) -> None:
+        self.layer = [GRU(self.size, dtype=self.dtype, cell=self.cell) for _ in range(self.layers)]
+
+    def __call__(
+        self,
+        words: Float[Array, "c w f"],
+        mask: Bool[Array, "c w"],
+        start: Sequence[Float[Array, "c h"]] | None = None,
+    ) -> list[Float[Array, "c w h"]]:
+        """States of every layer, from the bottom up."""
+        states = []
+        for index, layer in enumerate(self.layer):
+            words = layer(words, mask, start[index] if start is not None else None)
+            states.append(words)
+        return states
+
+    def step(self, states: Sequence[Float[Array, "c h"]], word: Float[Array, "c f"]) -> tuple[Float[Array, "c h"], ...]:
+        """The states of every layer after one further word."""
+        after = []
+        for layer, state in zip(self.layer, states, strict=True):
+            word = layer.step(state, word)
+            after.append(word)
+        return tuple(after)
 
 
 class BiGRU(nn.Module):
