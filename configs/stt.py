@@ -1,0 +1,53 @@
+"""Show, Translate and Tell without attention, and the ablations that train one of its three tasks alone.
+
+    xmodal train --config stt.py:stt,f8k --workdir runs/stt
+
+Source: Peri, Sah, Ptucha, ICIP 2019; settings of the released code's script (peri044/STT). Its schedule counts steps of
+triples (image, caption, further caption), 20 an image; an epoch here shows each caption once, with one further caption.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from xmodal_jax.defaults import base, parse, shrink
+from xmodal_jax.types import Config
+
+VARIANTS = ("stt", "retrieval", "captioning", "paraphrasing")
+CAPTIONS = {"f30k": 145_000, "coco": 566_435}  # of the training split
+
+
+def get_config(arg: str | None = None) -> Config:
+    variant, data, tiny = parse(arg, VARIANTS)
+    config = base(data)
+    config.model = ConfigDict(
+        {
+            "name": "stt",
+            "embed_dim": 1024,
+            "word_dim": 300,
+            "feature": "region" if data == "scenes" else "global",
+            "layers": 1,
+            "cell": "tensorflow",
+            "dtype": "float32",
+        }
+    )
+    weights = {"rank": 1.0, "captioning": 0.25, "paraphrasing": 0.25}
+    if variant != "stt":
+        alone = variant.replace("retrieval", "rank")
+        weights = {name: weight if name == alone else 0.0 for name, weight in weights.items()}
+    config.weights = ConfigDict(weights)
+    config.optim.clip_norm, config.optim.clip_tensor_norm = 0.0, 2.0
+    config.optim.schedule.kind = "exponential"  # a tenth at every 15,000 steps
+    per_epoch = math.ceil(CAPTIONS.get(data, CAPTIONS["f30k"]) / config.data.batch_size)  # f8k: as many epochs as f30k
+    config.optim.schedule.every = 15_000 / per_epoch
+    config.epochs = 3 * config.optim.schedule.every  # the published 30 go on at rates that change nothing
+    if data == "scenes":
+        config.model.embed_dim, config.model.word_dim = 128, 64
+        config.epochs, config.optim.lr = 24.0, 2e-3
+        config.optim.schedule.kind, config.optim.schedule.factor = "staircase", 0.3
+        config.optim.schedule.at = (14.0, 20.0)
+        config.data.dev_images = 0
+    if tiny:
+        shrink(config)
+        config.model.embed_dim = config.model.word_dim = 32
+    return config
