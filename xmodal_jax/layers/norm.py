@@ -1,4 +1,4 @@
-"""Normalisation by batch statistics, as PyTorch keeps them."""
+"""Normalisation by batch statistics, as PyTorch or TensorFlow keeps them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from jaxtyping import Array, Bool, Float
 class BatchNorm(nn.Module):
     """PyTorch's BatchNorm1d of [..., K] over the entries that are real; K may be less than ``size``.
 
-    The running variance is the unbiased one, momentum is PyTorch's 0.1. A channel with fewer than two real entries
-    leaves its running statistics alone.
+    A channel with fewer than two real entries leaves its running statistics alone.
 
     Attributes:
         size: number of channels that have statistics.
         affine: learn a scale and a bias of each channel.
+        momentum: share of the batch in the new running statistics, as PyTorch counts it; TensorFlow's is 1 minus this.
+        unbiased: the running variance is divided by one entry less (PyTorch), or is that of the batch (TensorFlow).
+        epsilon: added to the variance.
     """
 
     size: int
     affine: bool = True
+    momentum: float = 0.1
+    unbiased: bool = True
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n k"], real: Bool[Array, "..."], *, train: bool) -> Float[Array, "*n k"]:
@@ -35,10 +40,11 @@ class BatchNorm(nn.Module):
             mean = jnp.sum(jnp.where(real, x, 0.0), axes) / jnp.maximum(count, 1)
             squares = jnp.sum(jnp.where(real, jnp.square(x - mean), 0.0), axes)
             var = squares / jnp.maximum(count, 1)
-            for running, new in ((running_mean, mean), (running_var, squares / jnp.maximum(count - 1, 1))):
-                change = jnp.where(count > 1, 0.1 * (new - running.value[:used]), 0.0)
+            kept_var = squares / jnp.maximum(count - 1, 1) if self.unbiased else var
+            for running, new in ((running_mean, mean), (running_var, kept_var)):
+                change = jnp.where(count > 1, self.momentum * (new - running.value[:used]), 0.0)
                 running.value = running.value.at[:used].add(change)
-        normal = (x - mean) * jax.lax.rsqrt(var + 1e-5)
+        normal = (x - mean) * jax.lax.rsqrt(var + self.epsilon)
         if not self.affine:
             return normal
         scale = self.param("scale", nn.initializers.ones, (self.size,))

@@ -2,7 +2,24 @@
 
 from xmodal_jax.losses.pairing import Pairing
 from xmodal_jax.losses.ranking import Scalar, infonce, sigmoid, triplet, violations
+from xmodal_jax.losses.top_k import bi_rank, top_k
 
-LOSSES = {"triplet": triplet, "infonce": infonce, "sigmoid": sigmoid}  # the names that a config may give
+LOSSES = {  # the names that a config may give
+    "triplet": triplet,
+    "infonce": infonce,
+    "sigmoid": sigmoid,
+    "top_k": top_k,
+    "bi_rank": bi_rank,
+}
 
-__all__ = ["LOSSES", "Pairing", "Scalar", "infonce", "sigmoid", "triplet", "violations"]
+__all__ = [
+    "LOSSES",
+    "Pairing",
+    "Scalar",
+    "bi_rank",
+    "infonce",
+    "sigmoid",
+    "top_k",
+    "triplet",
+    "violations",
+]

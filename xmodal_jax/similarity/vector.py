@@ -35,6 +35,18 @@ def cosine(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float
     return dot(l2_normalise(jnp.asarray(image)), l2_normalise(jnp.asarray(text)))
 
 
+def euclidean(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
+    """Minus the distance, ``-sqrt(||x||^2 - 2 x.y + ||y||^2 + 1e-4)`` (lwwang/Two_branch_network, released code).
+
+    The 1e-4 keeps the gradient finite where both are the same. Products are in full float32 on every device: of
+    near vectors the difference is small.
+    """
+    image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
+    inner = jnp.einsum("bd,cd->bc", image, text, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.sum(jnp.square(image), axis=1)[:, None] + jnp.sum(jnp.square(text), axis=1)
+    return -jnp.sqrt(jax.nn.relu(squares - 2.0 * inner) + 1e-4)
+
+
 def order(image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"], *, root: bool = False) -> Float[Array, "b c"]:
     """Order similarity ``-||max(0, c - v)||^2`` (Vendrov et al., ICLR 2016, eq. 2), or minus its root.
 
