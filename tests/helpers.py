@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xmodal_jax import cli
 from xmodal_jax.data import records, writer
 
 WORDS = [f"{kind}{i}" for kind in ("red", "big", "dog", "sea") for i in range(4)]
@@ -37,6 +38,16 @@ def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), feat
 
     splits = {"train": items("train", train), "dev": items("dev", other), "test": items("test", other)}
     writer.write(folder, splits, name="planted", source={"kind": "planted", "seed": seed})
+    return folder
+
+
+def with_mean_vectors(folder):
+    """The planted set with a dense vector of every caption, "mean", from 5 numbers a word."""
+    random = np.random.default_rng(0)
+    path = folder.with_name(f"{folder.name}-vectors.txt")
+    lines = [f"{word} {' '.join(f'{x:.4f}' for x in random.normal(size=5))}\n" for word in WORDS]
+    path.write_text("".join(lines))
+    assert cli.run(["data", "text-features", "mean", str(folder), "--vectors", str(path)]) == 0
     return folder
 
 

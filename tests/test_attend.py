@@ -219,7 +219,7 @@ def test_refuses_a_run_that_has_nothing_to_show(folder):
     run = Run(folder / "run")
     attend.check(run)
     run.inputs = run.inputs._replace(image=("global",))
-    with pytest.raises(UsageError, match='reads the feature global, which has no regions; train with'):
+    with pytest.raises(UsageError, match="reads the feature global, which has no regions; train with"):
         attend.check(run)
     run.dataset.manifest["boxes"] = False
     with pytest.raises(DataError, match=r"carries no boxes, .* import it again with SPLIT_boxes\.npy"):

@@ -138,13 +138,15 @@ class Trainer:
                     pending = (step + 1, metrics, stop)
                     self.checkpoints.poll()
                     evaluated = None
-                    if self.due(step + 1, evaluate_every, stage):
+                    due = self.due(step + 1, evaluate_every, stage)
+                    if due:
                         self.account(stage, pending, log, progress, collapse)
                         pending = None
+                    if due and stage.config.weights.get("rank"):  # what does not rank has no recall to choose by
                         evaluated = self.evaluate(device)
                         log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
                         progress.note(f"dev rsum {evaluated['rsum']:.1f}")
-                    if self.stop or evaluated or self.due(step + 1, self.config.checkpoint.every_steps, stage):
+                    if self.stop or due or self.due(step + 1, self.config.checkpoint.every_steps, stage):
                         if pending is not None:
                             self.account(stage, pending, log, progress, collapse)
                             pending = None
@@ -232,8 +234,7 @@ def train(args: argparse.Namespace) -> int:
     if code == 0 and processes.first():
         best = trainer.checkpoints.best()
         rsum = trainer.checkpoints.rsum(best)
-        print(
-            f"finished step {trainer.stages[-1].stop:,} in {time.monotonic() - began:.0f} s; best dev rsum {rsum:.1f}"
-        )
+        chosen = "nothing ranked" if rsum is None else f"best dev rsum {rsum:.1f}"
+        print(f"finished step {trainer.stages[-1].stop:,} in {time.monotonic() - began:.0f} s; {chosen}")
         print(f"next: xmodal eval --workdir {args.workdir} --split test")
     return code

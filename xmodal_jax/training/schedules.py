@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -79,8 +81,12 @@ def learning_rate(optim: Config, *, steps: int, per_epoch: int) -> optax.Schedul
     return value
 
 
-def loss_options(loss: Config, *, per_epoch: int) -> dict[str, float | optax.Schedule]:
-    """Margin and hardness of :func:`xmodal_jax.losses.triplet`: numbers where constant, else functions of the step.
+# Keys of config.loss that are no options of a loss themselves
+NOT_OPTIONS = ("name", "warmup_epochs", "anneal", "mask_same_image")
+
+
+def loss_options(loss: Config, *, per_epoch: int) -> dict[str, Any]:
+    """Options of the losses of :mod:`xmodal_jax.losses`: numbers where constant, else functions of the step.
 
     Hardness is ``loss.hardness``, but 0 during ``loss.warmup_epochs`` (the mean-loss warm-up of VSE-infinity), or
     ``1 - anneal ** step`` where ``loss.anneal`` is set (ADAPT, step counted from 1).
@@ -92,4 +98,5 @@ def loss_options(loss: Config, *, per_epoch: int) -> dict[str, float | optax.Sch
         # Exactly 1 once that is within rounding: the backward pass then has few pairs to look at.
         return jnp.where(step < warmup, 0.0, jnp.where(rest < 1e-7, 1.0, 1.0 - rest))
 
-    return {"margin": loss.margin, "hardness": hardness if warmup or loss.anneal else loss.hardness}
+    options = {name: value for name, value in loss.items() if name not in NOT_OPTIONS}
+    return options | ({"hardness": hardness} if warmup or loss.anneal else {})

@@ -159,7 +159,9 @@ def loss_fn(
             "score_positive": jnp.sum(jnp.where(real, own, 0.0)) / jnp.maximum(count, 1),
             "score_hardest": jnp.sum(jnp.where(rows, hardest, 0.0)) / jnp.maximum(jnp.sum(rows), 1),
         }
-    loss = sum((objective.weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))
+    # A term without weight is logged alone: its backward pass would cost as much as another's.
+    weighed = [objective.weights[name] * term for name, term in terms.items() if objective.weights[name]]
+    loss = sum(weighed, start=jnp.zeros(()))
     return loss, ({"loss": loss, **terms, **metrics}, state)
 
 
