@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax import similarity
+from xmodal_jax.similarity import vector
 
 
 def pair(seed=0, b=4, c=6, d=5):
@@ -25,6 +26,33 @@ def test_order_both_forms():
     expected = np.array([[-sum(max(0.0, y - x) ** 2 for x, y in zip(a, b, strict=True)) for b in s] for a in v])
     np.testing.assert_allclose(similarity.order(v, s), expected, atol=1e-6)
     np.testing.assert_allclose(similarity.order_root(v, s), -np.sqrt(-expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 4 * 6 * 32, 2**20])
+def test_order_in_parts_has_the_gradients_of_the_whole(most, monkeypatch):
+    """At least 16 dimensions at a time, which does not divide 70."""
+    monkeypatch.setattr(vector, "entries", lambda: most)
+    v, s = pair(d=70)
+    weight = np.random.default_rng(1).normal(size=(4, 6)).astype("f4")
+
+    def whole(v, s):
+        return -jnp.sum(jnp.square(jax.nn.relu(s[None] - v[:, None])), axis=-1)
+
+    def gradients(score):
+        return jax.grad(lambda v, s: jnp.sum(weight * score(v, s)), argnums=(0, 1))(v, s)
+
+    np.testing.assert_array_equal(jax.jit(similarity.order)(v, s), jax.jit(whole)(v, s))
+    for one, two in zip(gradients(similarity.order), gradients(whole), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", [similarity.order, similarity.order_root])
+def test_order_never_holds_all_dimensions_of_all_pairs(score):
+    side = jax.ShapeDtypeStruct((64, 8192), jnp.float32)
+    grad = jax.jit(jax.value_and_grad(lambda v, s: jnp.sum(jnp.sin(score(v, s))), argnums=(0, 1)))
+    plan = grad.lower(side, side).compile().memory_analysis()
+    assert plan is not None
+    assert plan.temp_size_in_bytes < 64 * 64 * 8192 * 4 / 8
 
 
 def test_order_is_zero_only_for_dominated_captions():
