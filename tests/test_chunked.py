@@ -39,8 +39,11 @@ def batch(seed, b=7, c=11, d=5):
     return [x.astype("f4") for x in vectors], Pairing(image_id, row, image_id[row], text_id)
 
 
+POWERS = [("triplet", {"margin": 0.3, "hardness": hardness, "hinge_power": 2.0}) for hardness in (0, 1)]
+
+
 @pytest.mark.parametrize(("size", "mask_same_image"), [(1, False), (3, True), (100, False)])
-@pytest.mark.parametrize(("name", "options"), LOSSES)
+@pytest.mark.parametrize(("name", "options"), [*LOSSES, *POWERS])
 def test_chunks_change_nothing(name, options, mask_same_image, size):
     vectors, pairing = batch(size)
     positive = pairing.positive()

@@ -1,5 +1,6 @@
 """The triplet loss against a brute-force loop, its options and its gradients."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -126,3 +127,40 @@ def test_adapt_annealing_value():
     hardness: Any = loss_options(loss, per_epoch=10)["hardness"]
     assert float(hardness(0)) == pytest.approx(1 - 0.991)
     assert float(hardness(99)) == pytest.approx(1 - 0.991**100, rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0])
+@pytest.mark.parametrize("hardness", [0, 1])
+def test_hinge_power_is_an_exponent_of_each_hinge(hardness, power):
+    scores, positive, where = example(4)
+    total = 0.0
+    for b, c in zip(*np.nonzero(positive & where), strict=True):
+        for side in (scores[b][where[b] & ~positive[b]], scores[:, c][where[:, c] & ~positive[:, c]]):
+            hinges = np.maximum(0.3 - scores[b, c] + side, 0.0)
+            total += np.max(hinges) ** power if hardness else np.sum(hinges**power)
+    got = triplet(scores, positive, where, margin=0.3, hardness=hardness, hinge_power=power)
+    assert float(got) == pytest.approx(total, rel=1e-5)
+    traced = triplet(scores, positive, where, margin=0.3, hardness=hardness, hinge_power=jnp.float32(power))
+    assert float(traced) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_hinge_power_has_finite_gradients_at_the_kink(power):
+    """Where no hinge is positive: 2 x margin apart, and exactly on the kink."""
+    positive = np.eye(3, dtype=bool)
+    for gap in (0.5, 0.25):
+        for hardness in (0, 1):
+            loss = partial(triplet, margin=0.25, hardness=hardness, hinge_power=power)
+            value, gradient = jax.value_and_grad(loss)(gap * jnp.eye(3), positive)
+            assert value == 0.0
+            assert not np.asarray(gradient).any()
+
+
+def test_hinge_power_1_compiles_to_the_plain_loss():
+    scores, positive, where = example(5)
+
+    def text(**power):
+        return str(jax.make_jaxpr(partial(triplet, margin=0.2, hardness=0.5, **power))(scores, positive, where))
+
+    assert text() == text(hinge_power=1.0) == text(hinge_power=1) != text(hinge_power=2.0)
+    assert "pow" not in text()

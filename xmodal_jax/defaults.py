@@ -61,6 +61,7 @@ def base(data: str) -> Config:
             "hardness": 1.0,
             "warmup_epochs": 0.0,  # epochs of the sum of hinges before `hardness` holds
             "anneal": 0.0,  # ADAPT's eta: hardness 1 - eta ** step
+            "hinge_power": 1.0,  # exponent of each hinge
             "mask_same_image": False,
         }
     )

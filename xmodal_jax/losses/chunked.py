@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.losses.pairing import Pairing
-from xmodal_jax.losses.ranking import Scalar
+from xmodal_jax.losses.ranking import Scalar, hinge
 from xmodal_jax.similarity.pairwise import items, take
 from xmodal_jax.similarity.vector import NEVER
 from xmodal_jax.types import Repr
@@ -124,7 +124,7 @@ def _hardest(pairs: Pairs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     return caption, has, place, best > NEVER
 
 
-def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar) -> Value:
+def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar, hinge_power: Scalar = 1.0) -> Value:
     """:func:`xmodal_jax.losses.triplet`. The sum of hinges scores every pair twice, once for each direction."""
     row, own, real = pairs.pairing.row, pairs.own(), pairs.pairing.real()
     caption, has_caption, image, has_image = _hardest(pairs)
@@ -133,7 +133,7 @@ def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar) -> Value:
 
     def hardest() -> jax.Array:
         sides = (against_caption[row], has_caption[row]), (against_image, has_image)
-        violations = [jnp.where(real & has, jax.nn.relu(margin - own + score), 0.0) for score, has in sides]
+        violations = [jnp.where(real & has, hinge(margin - own + score, hinge_power), 0.0) for score, has in sides]
         return jnp.sum(violations[0] + violations[1])
 
     def hinges() -> jax.Array:
@@ -144,7 +144,7 @@ def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar) -> Value:
             along_row = pairs.negatives(row[None])[0], pairs.score(image, pairs.text)[0]
             along_column = pairs.negatives(images, number[None])[:, 0], pairs.score(pairs.image, text)[:, 0]
             sums = [
-                jnp.sum(jnp.where(allowed, jax.nn.relu(margin - own + score), 0.0))
+                jnp.sum(jnp.where(allowed, hinge(margin - own + score, hinge_power), 0.0))
                 for allowed, score in (along_row, along_column)
             ]
             return sums[0] + sums[1]

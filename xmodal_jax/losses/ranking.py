@@ -22,6 +22,13 @@ def _own(scores, positive, where) -> tuple[jax.Array, jax.Array, jax.Array, jax.
     return pair, counted & ~positive, row, jnp.take_along_axis(jnp.asarray(scores), row[None], axis=0)[0]
 
 
+def hinge(x: Float[AnyArray, "..."], power: Scalar = 1.0) -> Float[Array, "..."]:
+    """``max(0, x) ** power``, with gradient 0 where it is 0 (the double `where` keeps infinity times zero out)."""
+    if isinstance(power, int | float) and power == 1:
+        return jax.nn.relu(x)
+    return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0)
+
+
 def triplet(
     scores: Float[AnyArray, "b c"],
     positive: Bool[AnyArray, "b c"],
@@ -29,6 +36,7 @@ def triplet(
     *,
     margin: Scalar,
     hardness: Scalar,
+    hinge_power: Scalar = 1.0,
 ) -> Float[Array, ""]:
     r"""Bidirectional hinge loss over in-batch negatives, summed over pairs and both directions.
 
@@ -49,6 +57,9 @@ def triplet(
         margin: the margin, 0.2 for cosine in most systems.
         hardness: h. 0 is the sum of hinges (Kiros et al. 2014, VSE0), 1 the hardest negative (Faghri et al., BMVC
             2018, eq. 6), between them the annealed mix of ADAPT (Wehrmann et al., AAAI 2020). May be traced.
+        hinge_power: exponent p of every hinge, :math:`[x]_+^p`, 1 in all published systems. [reconstruction] The
+            released code of CHAIN-VSE (Wehrmann, Barros, CVPR 2018) reads such an exponent, which may be the "p" of
+            the paper's tables.
 
     The hardest negative is chosen by argmax, so at exact ties one entry carries the gradient.
 
@@ -64,13 +75,13 @@ def triplet(
     along_column, column_negative = scores.T, negative.T  # [C, B]: caption c against every image
 
     def hinges(candidate: jax.Array, allowed: jax.Array) -> jax.Array:
-        violation = jax.nn.relu(margin - own[:, None] + candidate)
+        violation = hinge(margin - own[:, None] + candidate, hinge_power)
         return jnp.sum(jnp.where(allowed & has_pair[:, None], violation, 0.0))
 
     def hardest(candidate: jax.Array, allowed: jax.Array) -> jax.Array:
         allowed = allowed & has_pair[:, None]
         index = jnp.argmax(jnp.where(allowed, candidate, -jnp.inf), axis=1)[:, None]
-        violation = jax.nn.relu(margin - own + jnp.take_along_axis(candidate, index, axis=1)[:, 0])
+        violation = hinge(margin - own + jnp.take_along_axis(candidate, index, axis=1)[:, 0], hinge_power)
         return jnp.sum(jnp.where(jnp.any(allowed, axis=1), violation, 0.0))
 
     sides = ((along_row, row_negative), (along_column, column_negative))
