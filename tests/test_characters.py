@@ -5,9 +5,9 @@ import pytest
 from conftest import GOLDEN
 
 from xmodal_jax.errors import UsageError
+from xmodal_jax.evaluation import noise
 from xmodal_jax.text import characters
 from xmodal_jax.text.noise import char_noise, noisy
-from xmodal_jax.verbs import noise
 
 CAPTION = "A black dog is running after a white dog in the snow ."
 

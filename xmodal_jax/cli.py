@@ -152,6 +152,16 @@ def add_eval(verbs) -> None:
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
     parser.add_argument("--beams", type=int, default=1, help="of a system that speaks: beam search with so many beams")
+    parser.add_argument(
+        "--char-noise",
+        type=float,
+        nargs="+",
+        metavar="P",
+        help="recall with these shares of the captions' characters replaced at random, as a table and a curve",
+    )
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="W", help="runs to draw in the same curve"
+    )
 
 
 def add_attend(verbs) -> None:
@@ -311,11 +321,15 @@ def add_baseline(verbs) -> None:
     parser = verb(
         verbs,
         "baseline",
-        "baselines.cca:main",
-        "linear baselines without a network",
+        "baselines:main",
+        "baselines without a network",
         "xmodal baseline cca --data data/f8k --features global",
     )
-    parser.add_argument("method", choices=["cca", "ncca"], help="canonical correlation, plain or weighted")
+    parser.add_argument(
+        "method",
+        choices=["cca", "ncca", "nearest"],
+        help="canonical correlation, plain or weighted; or captions of the nearest training images",
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
         "--features", type=lambda text: text.split(","), default=["global"], help="global, region or both"

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
+from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import speak, table
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.vote import rank_table, scaled
 from xmodal_jax.text.generation import Decoding
+from xmodal_jax.text.noise import noisy
+
+NOISE = "noise.json"  # the noise curve of a run, in its folder "eval"
 
 
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
@@ -80,7 +84,45 @@ def main(args: argparse.Namespace) -> int:
     if args.watch:
         return watch(run, args)
     step = run.step(args.step)
+    if args.char_noise:
+        return noise_curve(run, step, args)
     report(run, step, args)
+    return 0
+
+
+def noise_curve(run: Run, step: int, args: argparse.Namespace) -> int:
+    """Recall against the share of wrong characters (CHAIN-VSE's Figure 5): lines, JSON and a picture in the run folder,
+    beside the curves that other runs have there."""
+    from xmodal_jax.evaluation import noise as pictures
+
+    if any(name != "token" for name in run.inputs.text):
+        raise UsageError(f"{run.workdir} reads dense text vectors, not text; leave out --char-noise.")
+    split = run.dataset.split(args.split)
+    reader, (variables, weights) = run.reader(args.split), run.variables(step)
+    results = []
+    print(f"{'noise':>6}{'i2t R@1':>9}{'R@10':>7}{'t2i R@1':>9}{'R@10':>7}{'rsum':>8}")
+    for share in sorted(set(args.char_noise)):
+        captions = Captions(noisy(split.captions, share, 0), run.vocabulary, run.config.data.lengths)
+        result = run.evaluator.table(
+            variables, reader, captions, protocol=args.protocol, weights=weights, quiet=True, draws=0
+        )
+        results.append({"char_noise": share, "split": args.split, "step": step, **table.to_json(result)})
+        i2t, t2i = result.i2t, result.t2i
+        print(f"{share:6.2f}{i2t.r1:9.1f}{i2t.r10:7.1f}{t2i.r1:9.1f}{t2i.r10:7.1f}{result.rsum:8.1f}", flush=True)
+    folder = run.workdir / "eval"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(results, indent=1) + "\n"
+    for path in filter(None, (folder / NOISE, args.json)):
+        path.write_text(text)
+    curves = {run.workdir.name: results}
+    for other in args.beside:
+        path = other / "eval" / NOISE
+        if not path.is_file():
+            raise UsageError(f"{path} is missing; make it with: xmodal eval --workdir {other} --char-noise ...")
+        curves[other.name] = json.loads(path.read_text())
+    picture = folder / "noise.png"
+    pictures.draw(curves, picture)
+    print(f"curve: {picture}")
     return 0
 
 
