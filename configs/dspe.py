@@ -3,9 +3,10 @@
     xmodal train --config dspe.py:dspe,f30k --workdir runs/dspe
 
 Sources: CVPR 2016; TPAMI 2018, arXiv 1704.03470, settings of the released code, whose rate is constant in effect: the
-decay it prepares never reaches its optimiser. All of ``cvpr`` but the margin, the weights and the loss is [recalled], k
-and the split of 1,500 pairs into 750 x 2 captions most of all. ``--config.model.text`` names the vectors: "fisher",
-"mean" or "tfidf". The founding ablation is of ``cvpr``:
+decay it prepares never reaches its optimiser. Of ``cvpr`` the margin and the weights of the terms are the paper's, the
+form of the loss is that of the released code, and all else is [recalled]: k and the split of 1,500 pairs into 750 x 2
+captions least surely. ``--config.model.text`` names the vectors: "fisher", "mean" or "tfidf". The founding ablation is
+of ``cvpr``:
 
     linear             --config.model.nonlinear=False
     one direction      --config.loss.t2i_weight=0.0
