@@ -84,6 +84,45 @@ def test_a_beam_of_full_width_finds_the_best_of_all_sentences(alpha):
     assert len(set(found.length)) > (alpha == 0)
 
 
+def plain_search(begin, word, source, beams, alpha, longest):
+    """The best (words, log-probability) of a beam search by lists, and its rank; no early end."""
+    word = jax.jit(word)
+
+    def rank(hypothesis):
+        words, total, ended = hypothesis
+        return total / max(len(words) + ended, 1) ** alpha
+
+    def further(hypothesis, row):
+        words, total, ended = hypothesis
+        if ended:
+            return [hypothesis]
+        after = [((*words, w), total + row[w], False) for w in WORDS]
+        return [*after, (words, total + row[END], True)] if words else after
+
+    beam = [((), 0.0, False)]
+    for _ in range(longest):
+        candidates = []
+        for hypothesis in beam:
+            carry = begin(source[None])
+            for token in (START, *hypothesis[0]):
+                carry, logits = word(carry, jnp.array([token]))
+            candidates += further(hypothesis, np.asarray(jax.nn.log_softmax(logits[0])))
+        beam = sorted(candidates, key=rank, reverse=True)[:beams]
+    return beam[0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_a_narrow_beam_is_that_of_a_plain_search(alpha):
+    begin, word = speaker()
+    source, longest = sources(12), 7
+    found = run(Decoding("beam", longest, 3, alpha), source, begin, word)
+    for n in range(len(source)):
+        words, total, _ = plain_search(begin, word, source[n], 3, alpha, longest)
+        assert tuple(found.token[n, : found.length[n]].tolist()) == words
+        assert found.log_probability[n] == pytest.approx(total, abs=1e-4)
+    assert len(set(found.length)) > 1
+
+
 def test_a_beam_of_one_is_greedy():
     speak, source = speaker(), sources()
     one = run(Decoding("greedy", 12), source, *speak)
@@ -96,9 +135,10 @@ def test_a_beam_of_one_is_greedy():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_beam_is_at_least_as_likely_as_greedy(seed):
-    speak, source = speaker(seed), sources()
+    """Also where a beam alone would lose greedy's sentence: an item or two of the last seed."""
+    speak, source = speaker(seed), sources(64)
     one = run(Decoding("greedy", 12), source, *speak)
-    wide = run(Decoding("beam", 12, 5, 0.0), source, *speak)
+    wide = run(Decoding("beam", 12, 2, 0.0), source, *speak)
     assert (wide.log_probability >= one.log_probability - 1e-5).all()
     assert (wide.log_probability > one.log_probability + 1e-2).any()
 
@@ -197,6 +237,8 @@ def test_samples_follow_the_distribution():
     said = run(Decoding("sample", 1), sources(4000), *constant(row), jax.random.key(0))
     shares = [(said.token == word).mean() for word in WORDS]
     np.testing.assert_allclose(shares, [0.5, 1 / 3, 1 / 6], atol=0.03)
+    said = run(Decoding("sample", 2), sources(4000), *constant([0, 0, -99, 0, 1, 1, 1]), jax.random.key(0))
+    assert np.mean(said.token[:, 0] == said.token[:, 1]) == pytest.approx(1 / 3, abs=0.03)  # a step's draws are its own
     said = run(Decoding("sample", 1, temperature=0.5, top_p=0.9), sources(4000), *constant(row), jax.random.key(0))
     shares = [(said.token == word).mean() for word in WORDS]
     np.testing.assert_allclose(shares, [9 / 13, 4 / 13, 0], atol=0.03)

@@ -198,7 +198,7 @@ def sample(
         shaped = log_probability / temperature
         if top_p < 1:
             shaped = nucleus(shaped, top_p)
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, step)))(jnp.arange(len(shaped)))
+        keys = jax.random.split(jax.random.fold_in(key, step), len(shaped))
         return jax.vmap(jax.random.categorical)(keys, shaped)
 
     return _word_by_word(choose, begin, word, source, longest)
@@ -208,10 +208,11 @@ def beam(begin: Begin, word: Word, source: Any, *, longest: int, beams: int, alp
     """The best of K sentences an item that are kept side by side; one that has ended keeps its place in the beam.
 
     Sentences compare by log-probability / tokens ** alpha, in the beam and at the end, and so do those that reach
-    ``longest`` without <end>. The first place is that of :func:`greedy`'s sentence, which a beam could otherwise lose
-    to beginnings that look better: so the result never compares below it, and with K = 1 is the same. An item is
-    settled once no unfinished sentence can overtake its best ended one.
+    ``longest`` without <end>. Beside the beam runs :func:`greedy`'s sentence, which a beam can lose to beginnings that
+    look better: the result never compares below it, and with K = 1 is the same. An item is settled once no unfinished
+    sentence can overtake its best ended one.
     """
+    lanes = beams + 1  # the last is greedy's
 
     def rank(log_probability: jax.Array, length: Any) -> jax.Array:
         return log_probability / jnp.maximum(length, 1) ** alpha
@@ -230,9 +231,9 @@ def beam(begin: Begin, word: Word, source: Any, *, longest: int, beams: int, alp
         total = said.log_probability[..., None] + jnp.where(said.ended[..., None], silence, more)
         length = said.length + ~said.ended
         scores = rank(total, length[..., None]).reshape(len(total), -1)
-        straight = jnp.argmax(total[:, 0], axis=1)  # where greedy goes
-        scores = scores.at[jnp.arange(len(scores)), straight].set(jnp.inf)
-        _, place = jax.lax.top_k(scores, beams)
+        _, kept = jax.lax.top_k(scores[:, : beams * vocabulary], beams)
+        straight = beams * vocabulary + jnp.argmax(total[:, beams], axis=1)
+        place = jnp.concatenate([kept, straight[:, None]], axis=1)
         parent, token = place // vocabulary, (place % vocabulary).astype(jnp.int32)
         ended = _beams(said.ended, parent) | (token == END)
         return _Said(
@@ -245,9 +246,9 @@ def beam(begin: Begin, word: Word, source: Any, *, longest: int, beams: int, alp
             _beams(length, parent),
         )
 
-    carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), begin(source))
-    said = _nothing(carry, (_items(carry) // beams, beams), longest)
-    first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # K equal beams would stay equal
+    carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, lanes, axis=0), begin(source))
+    said = _nothing(carry, (_items(carry) // lanes, lanes), longest)
+    first = jnp.where(jnp.arange(lanes) % beams == 0, 0.0, -jnp.inf)  # K equal beams would stay equal
     said = said._replace(log_probability=said.log_probability + first)
     said = jax.lax.while_loop(going, further, said)
     best = jnp.argmax(rank(said.log_probability, said.length), axis=1)[:, None]
