@@ -2,8 +2,8 @@
 
     xmodal train --config stt.py:stt,f8k --workdir runs/stt
 
-Source: Peri, Sah, Ptucha, ICIP 2019; settings of the released code's script (peri044/STT). Its schedule counts steps of
-triples (image, caption, further caption), 20 an image; an epoch here shows each caption once, with one further caption.
+Source: Peri, Sah, Ptucha, ICIP 2019; settings of the released code's script (peri044/STT), whose data is F30K's. An
+epoch shows all triples (image, caption, further caption), 20 for an image of five captions.
 """
 
 import math
@@ -14,7 +14,7 @@ from xmodal_jax.defaults import base, parse, shrink
 from xmodal_jax.types import Config
 
 VARIANTS = ("stt", "retrieval", "captioning", "paraphrasing")
-CAPTIONS = {"f30k": 145_000, "coco": 566_435}  # of the training split
+TRIPLES = {"f30k": 580_000, "coco": 2_265_740}  # of the training split
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -38,11 +38,13 @@ def get_config(arg: str | None = None) -> Config:
     config.weights = ConfigDict(weights)
     config.optim.clip_norm, config.optim.clip_tensor_norm = 0.0, 2.0
     config.optim.schedule.kind = "exponential"  # a tenth at every 15,000 steps
-    per_epoch = math.ceil(CAPTIONS.get(data, CAPTIONS["f30k"]) / config.data.batch_size)  # f8k: as many epochs as f30k
+    config.data.sampler = "pairs"
+    per_epoch = math.ceil(TRIPLES.get(data, TRIPLES["f30k"]) / config.data.batch_size)  # f8k: as many epochs as f30k
     config.optim.schedule.every = 15_000 / per_epoch
     config.epochs = 3 * config.optim.schedule.every  # the published 30 go on at rates that change nothing
     if data == "scenes":  # hardest negatives from the start would leave it at a loss of 2 B margin for most of the run
         config.loss.warmup_epochs = 5.0
+        config.data.sampler = "captions"  # each once an epoch, with one further caption drawn for it
         config.model.embed_dim, config.model.word_dim = 128, 64
         config.epochs, config.optim.lr = 24.0, 2e-3
         config.optim.schedule.kind, config.optim.schedule.factor = "staircase", 0.3

@@ -103,8 +103,8 @@ def plain_search(begin, word, source, beams, alpha, longest):
     for _ in range(longest):
         candidates = []
         for hypothesis in beam:
-            carry = begin(source[None])
-            for token in (START, *hypothesis[0]):
+            carry, logits = word(begin(source[None]), jnp.array([START]))
+            for token in hypothesis[0]:
                 carry, logits = word(carry, jnp.array([token]))
             candidates += further(hypothesis, np.asarray(jax.nn.log_softmax(logits[0])))
         beam = sorted(candidates, key=rank, reverse=True)[:beams]

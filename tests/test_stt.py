@@ -2,6 +2,7 @@
 greedy sentences; then padding, devices, layers, both cells, and a speaker that learns four captions."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.models.stt import Model
 from xmodal_jax.text.generation import Decoding, generate
 from xmodal_jax.text.vocabulary import END, START
+from xmodal_jax.training import parallel
 from xmodal_jax.training.optim import clip_by_tensor_norm, path_name
+from xmodal_jax.training.step import Initial, Objective, make_state, train_step
 from xmodal_jax.types import Batch, Images, Inputs, Texts
 
 SEQ = "dynamic_seq2seq"
@@ -298,17 +301,20 @@ def test_padding_does_not_count():
         assert float(terms_of(model, params, nothing)[name]) == 0
 
 
-def test_each_device_finds_the_images_of_its_rows():
-    """Rows stay those of the global batch where each device holds its part of it; the terms' mean is the global one."""
+def test_two_devices_that_hold_their_own_rows_equal_one():
+    """Their gradients, by which the parameters move here."""
     batch, model = example(), small()
-    params = initial(model, batch)
-    expected = terms_of(model, params, batch)
-    whole = batch.image, batch.text, batch.target
-    parts = [jax.tree.map(lambda x, d=d: np.split(x, 2)[d], whole) for d in range(2)]
-    assert parts[1][1].row.min() == 2
-    each = [terms_of(model, params, Batch(*part)) for part in parts]
-    for name, value in expected.items():
-        assert float(each[0][name] + each[1][name]) / 2 == pytest.approx(float(value), rel=1e-5)
+    weights = {"rank": 1.0, "captioning": 0.25, "paraphrasing": 0.25}
+    objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 1}, weights)
+    options = {"model": model, "objective": objective, "optimiser": optax.identity(), "stage_start": 0}
+    results = []
+    for runner in (parallel.jit_runner(jax.devices()[:1]), parallel.pmap_runner(jax.devices()[:2])):
+        state = make_state(Initial(initial(model, batch), {}), optax.identity(), 0, 0.0)
+        step = runner.compile(partial(train_step, **options))
+        new, _ = step(runner.put_state(state), runner.put_batch(batch))
+        results.append(named(jax.device_get(runner.get_state(new).params)))
+    for name, value in results[0].items():
+        close(results[1][name], value)
 
 
 def test_regions_are_averaged_over_the_real_ones():
@@ -321,6 +327,7 @@ def test_regions_are_averaged_over_the_real_ones():
     got, expected = (begin(m, params, i)[0] for m, i in ((model, image), (small(), pooled)))
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert model.inputs == Inputs(("region",), captions={"target": 1})
+    assert [name for name in named(params) if re.fullmatch(model.word_tables, name)] == ["embed/embedding"]
 
 
 def test_bfloat16_stays_close_and_speaks_float32():
@@ -378,7 +385,8 @@ def test_configs_weigh_the_three_tasks():
     joint = config.load(f"{folder}:stt,f30k")
     assert joint.weights.to_dict() == {"rank": 1.0, "captioning": 0.25, "paraphrasing": 0.25}
     assert (joint.optim.clip_norm, joint.optim.clip_tensor_norm, joint.loss.margin) == (0.0, 2.0, 0.2)
-    assert round(joint.optim.schedule.every * 1133) == 15_000
+    assert joint.data.sampler == "pairs"
+    assert round(joint.optim.schedule.every * 4532) == 15_000
     for variant, name in {"retrieval": "rank", "captioning": "captioning", "paraphrasing": "paraphrasing"}.items():
         weights = config.load(f"{folder}:{variant}").weights.to_dict()
         assert [key for key, weight in weights.items() if weight] == [name]

@@ -48,6 +48,10 @@ class Model(Matcher):
     def inputs(self) -> Inputs:
         return Inputs(image=(self.feature,), captions={"target": 1})
 
+    @property
+    def word_tables(self) -> str:
+        return "embed/embedding"
+
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
 
@@ -76,8 +80,7 @@ class Model(Matcher):
         """Cross entropy of the further captions, spoken from the images ("captioning") and from the captions
         ("paraphrasing"): summed over tokens, averaged over the captions that count."""
         (images, _), (captions, _) = image, text
-        # Under pmap a row counts through the images of all devices; each holds those of its captions.
-        sources = jnp.concatenate([images[jnp.asarray(batch.text.row) % images.shape[0]], captions])
+        sources = jnp.concatenate([images[batch.text.row], captions])
         target = batch.target
         assert target is not None  # `inputs` asks for it
         token, mask = jnp.asarray(target.token), jnp.asarray(target.mask)
