@@ -115,13 +115,13 @@ def test_counts_are_as_good_as_occurrences():
     other = fisher.start_hglmm(np.repeat(x, often, axis=0), np.ones(often.sum(), int), 3, np.random.default_rng(0))
     for got, want in zip(one, other, strict=True):
         np.testing.assert_allclose(got, want)
-    for got, want in zip(
-        fisher.fit_hglmm(x, 3, 0, often), fisher.fit_hglmm(np.repeat(x, often, axis=0), 3), strict=True
-    ):
-        np.testing.assert_allclose(got, want)
+    often[7] = 10**6
+    assert x[7] in fisher.start_hglmm(x, often, 1, np.random.default_rng(0)).mean  # drawn as it occurs
+    often[7] = 1
     pytest.importorskip("sklearn")
-    for got, want in zip(fisher.fit_gmm(x, 3, 0, often), fisher.fit_gmm(np.repeat(x, often, axis=0), 3), strict=True):
-        np.testing.assert_allclose(got, want)
+    for fit in (fisher.fit_hglmm, fisher.fit_gmm):
+        for got, want in zip(fit(x, 3, 0, often), fit(np.repeat(x, often, axis=0), 3), strict=True):
+            np.testing.assert_allclose(got, want)
 
 
 def test_laplacian_and_gaussian_dimensions_are_told_apart():
@@ -177,10 +177,11 @@ def test_rotations():
 def test_pca_recovers_a_low_rank():
     random = np.random.default_rng(0)
     x = random.normal(size=(300, 5)) * [9, 7, 5, 3, 1] @ np.linalg.qr(random.normal(size=(40, 5)))[0].T + 2
-    pca = fit_pca(x, 5)
+    pca = fit_pca(x, 5, surplus=0)
     close(pca(x) @ pca.axes + pca.mean, x)
     close(pca.axes @ pca.axes.T, np.eye(5))
     close(pca.kept, 1)
+    assert (pca.axes.max(axis=1) > -pca.axes.min(axis=1)).all()
     exact = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.linalg.norm(pca(x), axis=0), exact[1][:5])
     np.testing.assert_allclose(np.abs(pca.axes), np.abs(exact[2][:5]), atol=1e-9)

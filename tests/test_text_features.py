@@ -153,7 +153,7 @@ def test_killed_and_resumed_gives_equal_bytes(folder, vectors, kind, calls, monk
     assert contents(folder) == before and records.verify(folder) == []  # usable as it was
     torn = sorted(folder.glob(".*.npy.partial"), key=lambda path: path.stat().st_mtime_ns)[-1]
     with torn.open("ab") as file:
-        file.write(b"half a row")
+        file.write(bytes(4 * WIDTH[kind] * 3 + 5))  # three rows and a half of a block that is not whole
     fits = []
     monkeypatch.setattr(text_features, "fit", lambda *_: fits.append(1))
     assert run(kind, folder, vectors) == 0 and not fits  # the model was there
@@ -191,6 +191,13 @@ def test_what_was_begun_otherwise_is_not_taken_up(folder, vectors, monkeypatch, 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(text_features.TextModel, "vectors", dies)
         run("mean", folder, vectors)
+    (folder / ".text.mean.npz.partial").unlink()
+    (folder / ".train.text.mean.npy.partial").write_bytes(b"of nobody knows which model")
+    (folder / ".dev.text.mean.npy.partial").write_bytes(bytes(10**5))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(text_features, "write_split", dies)
+        run("mean", folder, vectors)
+    assert not list(folder.glob(".*.npy.partial"))
     assert run("mean", folder, vectors, "--seed", "1") == 3
     assert ".text.mean.npz.partial was begun with another options" in capsys.readouterr().err
     vectors.write_text(vectors.read_text().replace("owl", "own"))
@@ -267,12 +274,14 @@ def test_damage_is_seen(folder, vectors):
         split.text_feature("fisher")
     path, model = folder / "dev.text.mean.npy", folder / "text.mean.npz"
     raw = path.read_bytes()
-    for damage in (raw[:-4], raw[:20] + raw[:20], b"", raw.replace(b"<f4", b"<i4")):
+    count = len(split.text_feature("mean"))
+    turned = raw.replace(b"(%d, 5)" % count, b"(5, %d)" % count)
+    for damage in (raw[:-4], raw + b"more", raw[:20] + raw[:20], b"", raw.replace(b"<f4", b"<i4"), turned):
         path.write_bytes(damage)
         with pytest.raises(DataError, match=r"dev.text.mean.npy is missing or damaged"):
             split.text_feature("mean")
     path.write_bytes(raw[:-4] + np.float32(np.nan).tobytes())
-    assert [error for error in check(folder)["errors"]] == [
+    assert check(folder)["errors"] == [
         "dev.text.mean.npy: SHA-256 differs from the manifest.",
         'split "dev": text features "mean" are not finite.',
     ]
