@@ -4,6 +4,9 @@
 
 Source: Wehrmann, Kolling, Barros, AAAI 2020; settings of the released code (jwehrmann/retrieval.pytorch) for F30K and
 COCO. Half of each word vector is GloVe and frozen: without data.word_vectors that half stays random.
+
+Reached on Flickr8k (docs/results.md): t2i rsum 338.2 in 85 s on one H100 (18 epochs, GloVe), i2t 325.1 (stopped after
+85 s), both together 358.6. Scenes, F30K and COCO: not measured.
 """
 
 from ml_collections import ConfigDict

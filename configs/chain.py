@@ -5,6 +5,8 @@
 Sources: Wehrmann, Barros, "Bidirectional Retrieval Made Simple", CVPR 2018; settings are those of the released code
 (jwehrmann/chain-vse), where the command of its page scores by cosine. The paper's tables score by order, of widths
 1024 to 8192 (``--config.model.embed_dim``); its margin and whether it takes absolute values are not published.
+
+Reached here (docs/results.md): not measured.
 """
 
 from ml_collections import ConfigDict

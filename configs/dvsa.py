@@ -7,6 +7,9 @@ batch 100, gradients clipped element by element at 5, margin 1 over all negative
 and therefore guesses: learning rate and its schedule, weight decay, epochs, dropout rate; embed_dim and hidden_dim lie
 within the ranges it gives. Its word vectors are word2vec and stay fixed: set data.word_vectors, and optim.rules
 with lr 0 for ".*embed/embedding"; without vectors the table is learned, which the paper says changes little.
+
+Reached (docs/results.md): on Flickr8k rsum 117.6 in 1,500 steps at widths of 256, 170.7 with Adam; on the scenes 523.7
+in 600 steps. Time, and defrag to its end: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,9 @@
     xmodal train --config sgraf.py:sgr,f30k --workdir runs/sgr
 
 Source: Diao, Zhang, Ma, Lu, AAAI 2021 (arXiv 2101.01368); settings of the released code for F30K and COCO.
+
+Reached on Flickr8k (docs/results.md): sgr rsum 244.7, saf 227.5, both together 254.3, in 900 steps of 2.4 s and 1.3 s
+on a CPU core with small widths, far from their end. To the end, and on other sets: not measured.
 """
 
 from ml_collections import ConfigDict

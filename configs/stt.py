@@ -4,6 +4,8 @@
 
 Source: Peri, Sah, Ptucha, ICIP 2019; settings of the released code's script (peri044/STT), whose data is F30K's. An
 epoch shows all triples (image, caption, further caption), 20 for an image of five captions.
+
+Reached here (docs/results.md): not measured.
 """
 
 import math

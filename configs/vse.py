@@ -4,6 +4,10 @@
 
 Sources: UVS arXiv 1411.2539; order-embeddings arXiv 1511.06361; VSE++ arXiv 1707.05612; settings are those of the
 released code unless a comment says otherwise.
+
+Reached (docs/results.md): on Flickr8k vsepp rsum 258.8 in 4,700 steps of 4.1 ms on one H100 (rate 5e-4); vsepp 271.8,
+vsepp_warmup 262.4, order 242.4, vse0 240.9 at width 256 in 2,500 steps of 0.2 s on a CPU core; on the scenes
+vsepp_warmup 395.1, bow 359.2. The others, F30K and COCO: not measured.
 """
 
 from ml_collections import ConfigDict

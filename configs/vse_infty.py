@@ -4,6 +4,9 @@
 
 Source: Chen et al., CVPR 2021, arXiv 2011.04305; settings are those of the released code (branch bigru) for F30K and
 COCO unless a comment says otherwise.
+
+Reached on Flickr8k (docs/results.md): rsum 293.4 at width 256 in 2,000 steps, 9 to 28 minutes on a CPU core, not the
+end. Width 1024 and other sets: not measured.
 """
 
 from ml_collections import ConfigDict

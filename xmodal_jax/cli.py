@@ -373,6 +373,25 @@ def add_show(verbs) -> None:
     parser.add_argument("--curves", type=Path, help="draw loss and dev recall to this picture")
 
 
+def add_results(verbs) -> None:
+    parser = verb(
+        verbs,
+        "results",
+        "verbs.results:main",
+        "one table of many runs, as Markdown, as a chart, or written into a page",
+        "xmodal results runs --chart runs.png",
+    )
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="FILE|DIR", help="run folders, evaluation files, registers (.jsonl)"
+    )
+    parser.add_argument("--split", default="test", help="of run folders; test by default")
+    parser.add_argument("--section", metavar="NAME", help="of registers, the rows of this section alone")
+    parser.add_argument("--chart", type=Path, help="draw the figures with their intervals to this picture")
+    parser.add_argument("--metric", choices=["rsum", "i2t.r1", "t2i.r1"], default="rsum", help="what --chart draws")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables between the marks of this page")
+    parser.add_argument("--json", type=Path, help="also write the rows here, each as a line for a register")
+
+
 def add_doctor(verbs) -> None:
     parser = verb(
         verbs, "doctor", "verbs.doctor:main", "versions, devices, extras and a short self-test", "xmodal doctor"
@@ -406,6 +425,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_baseline,
         add_bench,
         add_show,
+        add_results,
         add_doctor,
     ):
         add(verbs)
