@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> Config:
             "embed_dim": 512,
             "hidden_dim": 2048,
             "feature": "region" if data == "scenes" else "global",
-            "text": "mean" if data == "scenes" else "fisher",
+            "text": "tfidf" if data == "scenes" else "fisher",
             "nonlinear": True,
             "bn_position": "hidden",
             "dropout": 0.5,

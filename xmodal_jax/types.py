@@ -33,7 +33,7 @@ class Feature(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the data answers to :class:`Inputs`. A field of a model that has one of these names is filled from here."""
+    """What the data answers to :class:`Inputs`. A model's field that is named like a number here takes it."""
 
     image: Mapping[str, Feature] = MappingProxyType({})
     text: Mapping[str, Feature] = MappingProxyType({})
@@ -41,6 +41,9 @@ class Facts(NamedTuple):
     classes: int = 0  # training images
     regions: int = 1  # the most that an image has
     words: int = 1  # tokens of the longest caption that is not cut
+
+
+FACT_FIELDS = ("vocabulary", "classes", "regions", "words")
 
 
 class Images(NamedTuple):

@@ -16,7 +16,7 @@ from xmodal_jax.data.records import Dataset
 from xmodal_jax.errors import UsageError
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.types import Batch, Config, Facts, Feature, Images, Inputs, Texts
+from xmodal_jax.types import FACT_FIELDS, Batch, Config, Facts, Feature, Images, Inputs, Texts
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def make_model(config: Config, facts: Facts) -> Matcher:
     fields = dict(config.model)
     model = model_class(fields.pop("name"))
     names = {field.name for field in dataclasses.fields(model)}  # type: ignore[arg-type]
-    known = {name: value for name, value in facts._asdict().items() if name in names}
+    known = {name: getattr(facts, name) for name in FACT_FIELDS if name in names}
     try:
         return model(**{**known, **fields})
     except TypeError as error:
