@@ -14,52 +14,50 @@ import numpy as np
 import pytest
 from helpers import damages, planted
 from safetensors.numpy import load_file
+from test_configs import specs
 
 import xmodal_jax
 from xmodal_jax import cli
 from xmodal_jax import config as configs
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.evaluation.speak import Speaker
 from xmodal_jax.export import functions
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import layout as bundles
 from xmodal_jax.inference.bundle import take
-from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
+from xmodal_jax.text.generation import Decoding
+from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training.model import example_batch, inputs_of, make_model
 from xmodal_jax.training.step import initialise
 from xmodal_jax.types import Facts, Feature, Images, Texts
 from xmodal_jax.verbs import doctor
 
-SYSTEMS = [
-    "vse.py:vsepp",
-    "vse.py:vsepp,+global",
-    "vse.py:vse0",
-    "vse.py:order",
-    "vse.py:bow",
-    "vse.py:sigmoid",
-    "vse_infty.py:bigru",
-    "scan.py:t2i_lse",
-    "scan.py:i2t_avg",
-    "adapt.py:t2i",
-    "adapt.py:i2t",
-    "dvsa.py:dvsa",
-    "chan.py:chan",
-    "chan.py:scan_summax_i2t",
-    "sgraf.py:sgr",
-    "sgraf.py:saf",
-]
 WORDS = [f"w{i}" for i in range(40)]
 SIZES = {"region": (None, 20), "global": (30,)}
+LONG = "--config.data.lengths=(64,)"  # no caption here is cut
+DENSE = 12  # numbers of a dense text vector
+
+
+def systems():
+    """A config of each kind of model among all configs of the repository: variants of the loss alone count once."""
+    kinds = {}
+    for spec in specs():
+        kinds.setdefault(configs.load(f"{spec},scenes,tiny").model.to_json(sort_keys=True), spec)
+    return [*kinds.values(), "vse.py:vsepp,+global"]
 
 
 def build(spec):
     """A system at ``tiny`` with random parameters and running statistics."""
     name, _, feature = spec.partition(",+")
-    overrides = [f"--config.model.feature={feature or 'region'}"]
-    config = configs.load(f"{name},tiny", overrides)
-    vocabulary = Vocabulary([*SPECIAL, *WORDS])
-    features = {name: SIZES[name] for name in inputs_of(config).image}
+    config = configs.load(f"{name},scenes,tiny", [f"--config.model.feature={feature or 'region'}", LONG])
+    inputs = inputs_of(config)
+    reads = "token" in inputs.text
+    vocabulary = Vocabulary.build(WORDS, 1, inputs.tokens) if reads else None
+    features = {name: SIZES[name] for name in inputs.image}
     shapes = {name: Feature(shape) for name, shape in features.items()}
-    facts = Facts(shapes, {}, len(vocabulary), 0, 8, max(config.data.lengths))
+    dense = {name: Feature((DENSE,)) for name in inputs.text if name != "token"}
+    words = max(config.data.lengths) if reads else 1
+    facts = Facts(shapes, dense, len(vocabulary) if vocabulary else 0, 0, 8, words)
     model = make_model(config, facts)
     init = initialise(model, example_batch(model.inputs, facts), 0)
     rng = np.random.default_rng(1)
@@ -82,35 +80,55 @@ def draw(features, images=5, captions=7, regions=6):
     return own, mask, sentences
 
 
-def live(model, variables, features, mask, vocabulary, sentences):
-    """Scores [B, C] of the model itself, its captions padded further than the bundle would."""
+def sides(model, features, mask, vocabulary, sentences):
+    """The images and the captions as the model itself takes them, captions padded further than the bundle would."""
+    image = Images(features, mask, np.zeros(len(mask), np.int32))
+    zero = np.zeros(len(sentences), np.int32)
+    if vocabulary is None:
+        vectors = np.random.default_rng(2).normal(size=(len(sentences), DENSE)).astype(np.float32)
+        dense = dict.fromkeys(model.inputs.text, vectors)
+        return image, Texts(None, np.ones((len(sentences), 1), bool), zero, zero, zero, dense)
     rows = [vocabulary.encode(text) for text in sentences]
-    token = np.array([[*row, *[0] * (20 - len(row))] for row in rows], np.int32)
-    zero = np.zeros(len(rows), np.int32)
+    width = max(20, max(map(len, rows)) + 4)
+    token = np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int32)
+    return image, Texts(token, token != 0, zero, zero, zero)
+
+
+def live(model, variables, image, text):
+    """Scores [B, C] of the model itself."""
     encode = partial(model.apply, variables, train=False)
-    image, _ = encode(Images(features, mask, np.zeros(len(mask), np.int32)), method="encode_image")
-    text, _ = encode(Texts(token, token != 0, zero, zero, zero), method="encode_text")
-    return np.asarray(model.apply(variables, image, text, method="score"))
+    pair = encode(image, method="encode_image")[0], encode(text, method="encode_text")[0]
+    return np.asarray(model.apply(variables, *pair, method="score"))
 
 
 CARD = export.Card("Random numbers.", "none", None, "Not measured.")
 
 
-@pytest.mark.parametrize("spec", SYSTEMS)
+@pytest.mark.parametrize("spec", systems())
 def test_exported_scores_are_the_live_ones(spec, tmp_path):
     config, vocabulary, model, features, facts, variables = build(spec)
     parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, **parts)
     m = xmodal_jax.load(tmp_path / "b")
     own, mask, sentences = draw(features)
-    want = live(model, variables, own, mask, vocabulary, sentences)
-    images, texts = m.embed_images(own, mask), m.embed_texts(sentences)
+    image, text = sides(model, own, mask, vocabulary, sentences)
+    want = live(model, variables, image, text)
+    images = m.embed_images(own, mask)
+    texts = m.embed_texts(sentences) if vocabulary else m.embed_vectors(text.feature)
     got = m.score(images, texts)
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
     np.testing.assert_allclose(m.score(take(images, [2, 0]), take(texts, slice(3, 4))), got[[2, 0], 3:4], atol=1e-6)
     stored = {name for about in m.manifest["functions"].values() for name in about["parameters"]}
     assert set(load_file(tmp_path / "b" / bundles.PARAMETERS)) == stored
+    if model.has("begin"):
+        assert vocabulary is not None
+        speaker = Speaker(model, vocabulary, Decoding(), batch_size=4)
+        assert m.caption(own, mask) == speaker.say(variables, image)
+        assert m.paraphrase(sentences) == speaker.say(variables, text)
+        beam = Decoding("beam", beams=3, longest=6)
+        other = Speaker(model, vocabulary, beam, batch_size=4)
+        assert m.caption(own, mask, decoding=beam) == other.say(variables, image)
     if "attention" in m.manifest["functions"]:
         weight = m.attend(take(images, [0]), [sentences[0]])[0, 0]
         assert weight.shape[0] == 8

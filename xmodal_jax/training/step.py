@@ -215,7 +215,7 @@ def train_step(
     (_, (metrics, model_state)), grads = jax.value_and_grad(of_live, has_aux=True)(trained)
     if axis:
         # Every device differentiates the same global loss; the gather's transpose has summed the devices' parts.
-        grads, model_state = jax.lax.pmean((grads, model_state), axis)
+        grads, model_state, metrics = jax.lax.pmean((grads, model_state, metrics), axis)
     norm, rest = optax.tree.norm(grads), iter(grads)
     grads = tree.unflatten([next(rest) if on else jnp.zeros_like(leaf) for leaf, on in zip(leaves, live, strict=True)])
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
