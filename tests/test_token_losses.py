@@ -60,10 +60,10 @@ def test_large_and_half_precision_logits_stay_finite(case):
     assert float(half) == pytest.approx(float(cross_entropy(logits, target, mask)), rel=0.02)
 
 
-def test_memory_holds_no_third_array_of_the_logits_size():
+def test_memory_holds_the_logits_and_their_gradient_alone():
     n, t, v = 8, 16, 4096
     shapes = [jax.ShapeDtypeStruct((n, t, *x), y) for x, y in (((v,), "float32"), ((), "int32"), ((), "bool"))]
     compiled = jax.jit(jax.value_and_grad(cross_entropy)).lower(*shapes).compile()
     memory: Any = compiled.memory_analysis()
     assert memory.output_size_in_bytes < 1.1 * 4 * n * t * v
-    assert memory.temp_size_in_bytes < 1.1 * 4 * n * t * v
+    assert memory.temp_size_in_bytes < 0.1 * 4 * n * t * v

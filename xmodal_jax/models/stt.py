@@ -84,7 +84,7 @@ class Model(Matcher):
         target = batch.target
         assert target is not None  # `inputs` asks for it
         token, mask = jnp.asarray(target.token), jnp.asarray(target.mask)
-        counted = (jnp.asarray(batch.text.id) >= 0) & (jnp.asarray(target.id) >= 0)
+        counted = jnp.asarray(batch.text.id) >= 0
         words, valid = self.embed(token[:, :-1]), mask[:, 1:] & counted[:, None]
         # One loop over the words speaks of both: the two are told apart by what the decoder starts from alone.
         logits = self.decoder(sources, jnp.concatenate([words, words]), jnp.concatenate([valid, valid]))
