@@ -251,7 +251,7 @@ class PCA(NamedTuple):
         return (x - self.mean) @ self.axes.T
 
 
-def fit_pca(x: Float[np.ndarray, "n f"], rank: int, seed: int = 0, *, rounds: int = 4, surplus: int = 10) -> PCA:
+def fit_pca(x: Float[np.ndarray, "n f"], rank: int, seed: int = 0, *, rounds: int = 2, surplus: int = 10) -> PCA:
     """The ``rank`` leading principal axes, found in a random subspace (Halko, Martinsson and Tropp, SIAM Review, 2011).
 
     ``rounds`` of subspace iteration and ``surplus`` further dimensions make them sharp; they are exact where the
