@@ -1,4 +1,4 @@
-"""A small gallery with pictures, boxes and hostile captions, of a SCAN with random parameters."""
+"""A small gallery with pictures, boxes and hostile captions, of a SCAN or another system with random parameters."""
 
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes, writer
@@ -41,9 +41,9 @@ def data(folder, *, count=COUNT, seed=0):
     return folder
 
 
-def bundle(folder, dataset, *, seed=0):
-    """A bundle of a SCAN at ``tiny`` that nobody trained."""
-    config = configs.load("scan.py:t2i_lse,scenes,tiny", [])
+def bundle(folder, dataset, *, seed=0, system="scan.py:t2i_lse"):
+    """A bundle of a system at ``tiny`` that nobody trained."""
+    config = configs.load(f"{system},scenes,tiny", [])
     texts = [text for own in open_dataset(dataset).split("test").captions for text in own]
     vocabulary = Vocabulary.build(texts, 1)
     shapes = {"region": Feature((None, 158))}
@@ -56,9 +56,9 @@ def bundle(folder, dataset, *, seed=0):
     return folder
 
 
-def gallery(folder, *, seed=0, count=COUNT):
+def gallery(folder, *, seed=0, count=COUNT, system="scan.py:t2i_lse"):
     """The gallery, below ``folder``."""
     dataset = data(folder / "data", count=count, seed=seed)
-    own = load(bundle(folder / "bundle", dataset, seed=seed))
+    own = load(bundle(folder / "bundle", dataset, seed=seed, system=system))
     index.build(folder / "gallery", own, index.items_of(dataset, "test", list(own.features)))
     return folder / "gallery"

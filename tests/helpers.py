@@ -1,6 +1,8 @@
 """A small prepared data set whose images and captions belong together in a learnable way; damage to files."""
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from xmodal_jax import cli
 from xmodal_jax.data import records, writer
+from xmodal_jax.inference import layout
 
 WORDS = [f"{kind}{i}" for kind in ("red", "big", "dog", "sea") for i in range(4)]
 
@@ -68,3 +71,14 @@ def damages(folder: Path, flips: int, cuts: int) -> Iterator[str]:
         (folder / name).write_bytes(raw if number < flips else raw[:place])
         yield f"{name}, {'bit flipped in byte' if number < flips else 'cut to'} {place}"
         (folder / name).write_bytes(files[name])
+
+
+def resealed(gallery, copy, change):
+    """The gallery again as ``copy``, sealed after ``change(manifest, lines of images)``."""
+    shutil.copytree(gallery, copy)
+    lines = [json.loads(line) for line in (copy / "images.jsonl").read_text().splitlines()]
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest, lines)
+    (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    layout.seal(copy, manifest)
+    return copy

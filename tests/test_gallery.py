@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import WORDS, damages, planted
+from helpers import WORDS, damages, planted, resealed
 
 import xmodal_jax
 from xmodal_jax import cli
@@ -20,7 +20,6 @@ from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageErr
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import index
-from xmodal_jax.inference import layout as bundles
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training.model import example_batch, make_model
@@ -69,6 +68,16 @@ def scan(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def stt(tmp_path_factory):
+    return bundle_of("stt.py:stt", tmp_path_factory.mktemp("stt") / "b")
+
+
+@pytest.fixture(scope="session")
+def stt_gallery(stt, data, tmp_path_factory):
+    return indexed(stt, data, tmp_path_factory.mktemp("stt_gallery") / "g")
+
+
+@pytest.fixture(scope="session")
 def scan_gallery(scan, data, tmp_path_factory):
     return indexed(scan, data, tmp_path_factory.mktemp("scan_gallery") / "g")
 
@@ -107,6 +116,41 @@ def test_what_is_stored_is_what_the_bundle_says(scan, data, tmp_path, dtype, mon
     assert g.row("nobody") is None
     assert g.bundle.fingerprint == m.fingerprint
     assert "21 images" in repr(g)
+
+
+def test_what_a_system_says_of_images_is_stored(stt, stt_gallery, scan_gallery, data):
+    m, *_, items, _, _ = everything(data, stt)
+    ((features, mask, _),) = list(items.read(0))
+    want = m.caption(features, mask)
+    assert len(set(want)) > 3
+    g = Gallery(stt_gallery)
+    assert g.decoding == {"method": "greedy", "longest": 20}
+    assert [line["said"] for line in g.images.lines] == want
+    silent = Gallery(scan_gallery)
+    assert silent.decoding is None
+    assert not any("said" in line for line in silent.images.lines)
+
+
+def test_a_gallery_from_before_systems_spoke_is_read_and_not_taken_for_a_new_one(stt, stt_gallery, data, tmp_path):
+    def older(manifest, lines):
+        del manifest["decoding"]
+        for line in lines:
+            del line["said"]
+
+    old = resealed(stt_gallery, tmp_path / "old", older)
+    assert Gallery(old).decoding is None
+    with pytest.raises(CheckpointError, match="made with another decoding; choose another --out or remove it"):
+        index.build(old, xmodal_jax.load(stt), index.items_of(data, "test", ["region"]))
+
+
+@pytest.mark.parametrize("said", [{"said": None}, {"said": 7}, {}])
+def test_sentences_that_are_none_are_refused(stt_gallery, tmp_path, said):
+    def break_one(_, lines):
+        del lines[3]["said"]
+        lines[3] |= said
+
+    with pytest.raises(CheckpointError, match=r"images\.jsonl does not fit"):
+        Gallery(resealed(stt_gallery, tmp_path / "g", break_one))
 
 
 def test_pooled_is_the_mean_of_real_fragments():
@@ -180,9 +224,10 @@ def files_of(folder):
 
 
 @pytest.mark.slow
-def test_a_killed_index_goes_on_and_ends_the_same(scan, data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("system", ["scan", "stt"])
+def test_a_killed_index_goes_on_and_ends_the_same(system, data, tmp_path, monkeypatch, capsys, request):
     monkeypatch.setattr(index, "BLOCK", 4)
-    command = ["index", "--bundle", str(scan), "--data", str(data), "--out"]
+    command = ["index", "--bundle", str(request.getfixturevalue(system)), "--data", str(data), "--out"]
 
     def killed(deaths):
         run = [sys.executable, "-c", KILLED, str(deaths), *command, str(tmp_path / "g")]
@@ -193,6 +238,8 @@ def test_a_killed_index_goes_on_and_ends_the_same(scan, data, tmp_path, monkeypa
     state = json.loads((tmp_path / "g.partial" / "state.json").read_text())
     assert state["done"] == {"images": 3, "texts": 0}
     assert not (tmp_path / "g").exists()
+    said = tmp_path / "g.partial" / "said.jsonl"
+    assert not said.exists() if system == "scan" else len(said.read_text().splitlines()) == 16  # a block too many
     assert killed(6) == -signal.SIGKILL  # within the texts
     capsys.readouterr()
     assert cli.run([*command, str(tmp_path / "g")]) == 0
@@ -222,6 +269,16 @@ def test_another_job_is_not_mixed_in(vse, scan, data, tmp_path, monkeypatch, cap
         index.build(tmp_path / "g", bundle, items, dtype="float32")
     with pytest.raises(CheckpointError, match=r"not an xmodal_jax gallery \(it has no|does not describe"):
         index.build(data, bundle, items)
+
+
+def test_lost_sentences_are_not_papered_over(stt, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(index.Builder, "texts", lambda *_: pytest.fail("stop"))
+    bundle, items = xmodal_jax.load(stt), index.items_of(data, "test", ["region"])
+    with pytest.raises(pytest.fail.Exception):
+        index.build(tmp_path / "g", bundle, items)
+    (tmp_path / "g.partial" / "said.jsonl").write_text('"a"\n')
+    with pytest.raises(CheckpointError, match=r"said\.jsonl has 1 of 21 lines; remove .*g\.partial and start anew"):
+        index.build(tmp_path / "g", bundle, items)
 
 
 def test_two_do_not_work_at_one_gallery(vse, data, tmp_path):
@@ -305,13 +362,7 @@ def test_without_hashes_shapes_are_held_against_the_counts(scan_gallery, tmp_pat
 
 def with_pictures(gallery, copy, picture):
     """The gallery again, its first image with a picture at this path."""
-    shutil.copytree(gallery, copy)
-    lines = (copy / "images.jsonl").read_text().splitlines()
-    lines[0] = json.dumps({**json.loads(lines[0]), "picture": picture})
-    (copy / "images.jsonl").write_text("\n".join(lines) + "\n")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    bundles.seal(copy, manifest)
-    return copy
+    return resealed(gallery, copy, lambda _, lines: lines[0].update(picture=picture))
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "images/../../secret.png"])

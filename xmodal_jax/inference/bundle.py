@@ -368,21 +368,21 @@ class Bundle:
             )
 
     @functools.cache  # noqa: B019  (a bundle lives as long as its program)
-    def _speaking(self, begin: str, decoding: Decoding) -> Callable[..., Any]:
-        """The whole decoding as one program."""
-        start, further = self.function(begin), self.function("word")
+    def _speaking(self, decoding: Decoding) -> Callable[..., Any]:
+        """All words from the first state on as one program, the same for images and sentences of all lengths."""
+        further = self.function("word")
 
         def word(carry: list[jax.Array], token: jax.Array) -> tuple[list[jax.Array], jax.Array]:
             *carry, logits = further(carry, token)
             return carry, logits
 
-        return jax.jit(lambda source, key: generate(lambda s: list(start(*s)), word, source, decoding, key))
+        return jax.jit(lambda carry, key: generate(lambda state: state, word, carry, decoding, key))
 
     def _say(self, begin: str, sources: Iterator[Any], decoding: Decoding, seed: int) -> list[str]:
         assert self.vocabulary is not None  # what speaks has words
-        say, sentences = self._speaking(begin, decoding), []
+        start, say, sentences = self.function(begin), self._speaking(decoding), []
         for number, (rows, source) in enumerate(sources):
-            token = np.asarray(say(source, jax.random.key(seed + number)).token)
+            token = np.asarray(say(list(start(*source)), jax.random.key(seed + number)).token)
             sentences += [self.vocabulary.decode(row) for row in token[rows >= 0].tolist()]
         return sentences
 

@@ -7,7 +7,8 @@
       images/LEAF.npy      one array for each part of an embedding, its first axis the item
       images/coarse.npy    a unit vector an item, where the score is no inner product of two vectors
       images/boxes.npy     boxes of the regions, in 0..1, where the data has them; zeros are padding
-      images.jsonl         {"id", "captions": rows of texts, "picture": path below the data set's folder, "size"}
+      images.jsonl         {"id", "captions": rows of texts, "picture": path below the data set's folder, "size"}, and
+                           "said", the system's sentence, where it speaks of images
       texts/..., texts.jsonl {"caption", "image": row of images}
       cache/               engines keep rebuildable indices here; not part of the manifest
 
@@ -157,6 +158,11 @@ class Gallery:
         """(a, b) where a score is a times the inner product of two vectors plus b, else None."""
         return None if self.manifest["dot"] is None else (self.manifest["dot"][0], self.manifest["dot"][1])
 
+    @property
+    def decoding(self) -> dict[str, Any] | None:
+        """How the sentences that the system says of the images were made; None where the gallery has none."""
+        return self.manifest.get("decoding")  # galleries from before systems spoke do not have the key
+
     # The manifest of the gallery covers the files of the bundles in it.
 
     @functools.cached_property
@@ -196,7 +202,10 @@ class Gallery:
                 picture = Path(line["picture"] or "")
                 if picture.is_absolute() or ".." in picture.parts:
                     raise DataError(f"{self.path}: {self._outside(row)}")
-                if not isinstance(line["id"], str) or not all(0 <= text < texts for text in line["captions"]):
+                strings = [line["id"]] if self.decoding is None else [line["id"], line["said"]]
+                if not all(isinstance(own, str) for own in strings):
+                    raise ValueError
+                if not all(0 <= text < texts for text in line["captions"]):
                     raise ValueError
             if not all(0 <= line["image"] < images and isinstance(line["caption"], str) for line in self.texts.lines):
                 raise ValueError

@@ -1,7 +1,8 @@
 """`xmodal index`: embed the images and captions of a data set once, as a gallery (:mod:`xmodal_jax.inference.gallery`).
 
 The work happens in ``<out>.partial`` and is taken up there after any interruption: arrays have their full size from
-the start, and a small state file says how many blocks of them are done.
+the start, and a small state file says how many blocks of them are done. Where the system speaks of images, what it says
+of each is kept too: a sentence needs features, which a gallery does not hold.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import numpy as np
 from xmodal_jax.errors import CheckpointError, NumericError, UsageError
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import layout
-from xmodal_jax.inference.bundle import Bundle, Embedding, load, take
+from xmodal_jax.inference.bundle import GREEDY, Bundle, Embedding, load, take
 from xmodal_jax.progress import Progress
 
 BLOCK = 256  # items embedded at a time; the state counts these
 EVERY = 2.0  # seconds between saves of the state
 PROBES = 64  # items a side that tell whether the score is an inner product
-STATE, LOCK = "state.json", "lock"
+STATE, LOCK, SAID = "state.json", "lock", "said.jsonl"
 
 Read = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
 
@@ -91,6 +92,12 @@ def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, 
         exact = max(abs(a - 1), abs(b)) < 1e-5  # what the fit rounds is not part of the score
         return (1.0, 0.0) if exact else (float(a), float(b))
     return None
+
+
+def decoding_of(bundle: Bundle) -> dict[str, Any] | None:
+    """How the sentences that are kept of images are made, None where the system does not speak of images."""
+    speaks = "begin_image" in bundle.manifest["functions"]
+    return {"method": GREEDY.method, "longest": GREEDY.longest} if speaks else None
 
 
 class Arrays:
@@ -175,6 +182,7 @@ class Builder:
 
     def __init__(self, folder: Path, bundle: Bundle, items: Items, coarse: Bundle | None, dtype: str, job: dict):
         self.folder, self.bundle, self.items, self.coarse, self.dtype = folder, bundle, items, coarse, dtype
+        self.decoding = job["decoding"]
         self.captions = [text for own in items.captions for text in own]
         self.owner = np.repeat(np.arange(len(items.ids)), [len(own) for own in items.captions])
         # The longest first: they tell the width of the arrays, and blocks of equal lengths compute little padding.
@@ -183,11 +191,12 @@ class Builder:
         self.state = State(folder, job)
         self.dot, self.leaves = self._probe()
 
-    def _images(self, read: Read, bundle: Bundle, start: int = 0) -> Embedding:
-        features, mask, _ = read
+    def _source(self, read: Read, bundle: Bundle) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         regional = any(len(shape) == 2 for shape in bundle.features.values())
-        own = {name: features[name] for name in bundle.features}
-        return bundle.embed_images(own, mask if regional else None, names=self.items.ids[start:])
+        return {name: read[0][name] for name in bundle.features}, read[1] if regional else None
+
+    def _images(self, read: Read, bundle: Bundle, start: int = 0) -> Embedding:
+        return bundle.embed_images(*self._source(read, bundle), names=self.items.ids[start:])
 
     def _probe(self) -> tuple[tuple[float, float] | None, dict[str, list[str]]]:
         """Whether scores are inner products, and the names of the arrays; refuses what cannot be pooled, early."""
@@ -228,6 +237,9 @@ class Builder:
         count, done = len(self.items.ids), self.state.done["images"]
         arrays = Arrays(self.folder, "images", count, self.dtype, fresh=not done)
         blocks = -(-count // BLOCK)
+        said = self.folder / SAID
+        if self.decoding:
+            layout.cut_lines(said, min(done * BLOCK, count))  # more were written just before a kill
         for block, read in zip(range(done, blocks), self.items.read(done), strict=True):
             rows = np.arange(block * BLOCK, min((block + 1) * BLOCK, count))
             parts = self._parts(
@@ -237,6 +249,8 @@ class Builder:
             arrays.put(rows, parts, lambda row: f'image "{self.items.ids[row]}"')
             if read[2] is not None:
                 self._boxes(arrays, rows, read[2])
+            if self.decoding:
+                layout.add_lines(said, self.bundle.caption(*self._source(read, self.bundle)))
             self.state.save(arrays, block + 1, now=block + 1 == blocks)
             progress.advance(len(rows))
 
@@ -264,10 +278,12 @@ class Builder:
     def finish(self) -> dict[str, Any]:
         """Lines, copies of the bundles and the manifest; returns it."""
         first = np.concatenate([[0], np.cumsum([len(own) for own in self.items.captions])]).astype(int)
+        said = (self.folder / SAID).read_text(encoding="utf-8").splitlines() if self.decoding else None
         with (self.folder / "images.jsonl").open("w", encoding="utf-8") as file:
             for row, id_ in enumerate(self.items.ids):
                 line = {"id": id_, "captions": list(range(first[row], first[row + 1]))}
                 line |= {"picture": self.items.pictures[row], "size": list(self.items.sizes[row])}
+                line |= {"said": json.loads(said[row])} if said else {}
                 file.write(json.dumps(line) + "\n")
         with (self.folder / "texts.jsonl").open("w", encoding="utf-8") as file:
             for text, owner in zip(self.captions, self.owner.tolist(), strict=True):
@@ -277,7 +293,7 @@ class Builder:
             shutil.rmtree(self.folder / name, ignore_errors=True)  # half of one, where the last run was killed here
             if bundle is not None:
                 shutil.copytree(bundle.path, self.folder / name)
-        for name in (STATE, LOCK):
+        for name in (STATE, LOCK, SAID):
             (self.folder / name).unlink(missing_ok=True)
         return layout.seal(self.folder, self.manifest())
 
@@ -293,6 +309,7 @@ class Builder:
             "dtype": self.dtype,
             "leaves": self.leaves,
             "dot": self.dot,
+            "decoding": self.decoding,
         }
 
 
@@ -333,14 +350,12 @@ def build(
         "data": items.about,
         "dtype": dtype,
         "block": BLOCK,
+        "decoding": decoding_of(bundle),
     }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         known = layout.read_manifest(out, galleries.FORMAT, galleries.VERSION, "choose another --out")
-        of_it = {
-            "bundle": known["bundle"],
-            "coarse": known["coarse_bundle"],
-            **{k: known[k] for k in ("data", "dtype")},
-        }
+        of_it = {"bundle": known["bundle"], "coarse": known["coarse_bundle"]}
+        of_it |= {key: known.get(key) for key in ("data", "dtype", "decoding")}
         other = [key for key, value in of_it.items() if value != job[key]]
         if other:
             raise CheckpointError(f"{out} was made with another {', '.join(other)}; choose another --out or remove it.")

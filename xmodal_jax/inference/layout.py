@@ -17,10 +17,12 @@ parameters as arguments, so that numbers are stored once and in a format that ru
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,28 @@ def check_files(folder: Path, manifest: Mapping[str, Any], again: str) -> None:
             raise CheckpointError(f"{path} is missing; {again}.")
         if path.stat().st_size != want["bytes"] or sha256(path) != want["sha256"]:
             raise CheckpointError(f"{path} has changed since it was written (its SHA-256 differs); {again}.")
+
+
+def add_lines(path: Path, values: Iterable[Any]) -> None:
+    """Add one line of JSON for each value to a file; they are on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(value) + "\n" for value in values)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut_lines(path: Path, count: int) -> None:
+    """Keep the first ``count`` lines of a file, which need not be there for none.
+
+    Raises:
+        CheckpointError: it has fewer.
+    """
+    with path.open("a+b") as file:
+        file.seek(0)
+        kept = list(itertools.islice(file, count))
+        if len(kept) < count:
+            raise CheckpointError(f"{path} has {len(kept):,} of {count:,} lines; remove {path.parent} and start anew.")
+        file.truncate(sum(map(len, kept)))
 
 
 class fresh_folder:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import XmodalError
+from xmodal_jax.errors import DataError, XmodalError
 from xmodal_jax.serve.batcher import Batcher, Full
 from xmodal_jax.serve.guard import Metrics
 from xmodal_jax.serve.live import Live, State
@@ -25,6 +25,8 @@ ASSETS = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+ASKED = ("/search", "/search/picture", "/attend", "/caption", "/caption/picture", "/paraphrase")
+ROUTES = frozenset((*ASKED, "/healthz", "/metrics", *ASSETS))
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 TEXT, MOST = 2000, 1000  # characters of a query, answers to it
 RETRY = {"Retry-After": "1"}
@@ -68,6 +70,18 @@ class Pair(Asked):
     text: Sentence
 
 
+class Image(Asked):
+    """An image of the gallery."""
+
+    item: Row
+
+
+class Said(Asked):
+    """A sentence to put in other words."""
+
+    text: Sentence
+
+
 class Fault(BaseModel):
     """What was wrong, in one sentence."""
 
@@ -82,6 +96,15 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     421: {"model": Fault, "description": "The host name is not that of this machine."},
     422: {"model": Fault, "description": "A value is missing, wrong or out of its limits."},
     429: {"model": Fault, "description": "Too many requests wait; try again after Retry-After seconds."},
+}
+
+A_PICTURE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(set(PICTURES.values()))
+        },
+    }
 }
 
 
@@ -106,6 +129,17 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         if not 0 <= row < state.count:
             raise Missing(f"No item {row}; there are {state.count:,}, counted from 0.")
         return row
+
+    async def pixels_of(state: State, body: bytes) -> Any:
+        if not state.pixels:
+            raise Missing("This gallery's system reads ready-made features, so it cannot look at a new picture.")
+        if not body:
+            raise DataError("The body holds no picture.")
+        return await asyncio.to_thread(state.read, body)
+
+    def check_captions(state: State) -> None:
+        if not state.speaks_of_images:
+            raise Missing(f'The system "{state.system}" has no caption decoder; /search ranks captions that exist.')
 
     @app.exception_handler(Full)
     async def full(_: Request, __: Exception) -> Response:
@@ -137,25 +171,13 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         "/search/picture",
         responses=FAULTS,
         summary="Rank captions by a picture",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(set(PICTURES.values()))
-                },
-            }
-        },
+        openapi_extra=A_PICTURE,
     )
     async def search_picture(
         request: Request, k: Annotated[int, Query(ge=1, le=MOST, description="How many captions.")] = 20
     ) -> dict[str, Any]:
         state, body = live.state, await request.body()
-        if not state.pixels:
-            raise Missing("This gallery's system reads ready-made features, so it cannot look at a new picture.")
-        if not body:
-            return fault(422, "The body holds no picture.")  # type: ignore[return-value]
-        prepared = await asyncio.to_thread(state.read, body)
-        return await run(state, "picture", state.by_picture, (prepared, k))
+        return await run(state, "picture", state.by_picture, (await pixels_of(state, body), k))
 
     @app.post("/attend", responses=FAULTS, summary="How much each word of a sentence looks at each region of an image")
     async def attend(asked: Pair) -> dict[str, Any]:
@@ -164,11 +186,32 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             raise Missing(f'The system "{state.system}" has no attention between words and regions to show.')
         return await run(state, "attend", state.attend, (row_of(state, asked.item), asked.text))
 
-    @app.post("/caption", responses=FAULTS, summary="A sentence for an image, where the system can write one")
-    async def caption(asked: Annotated[Item, Body()]) -> dict[str, Any]:
+    @app.post("/caption", responses=FAULTS, summary="What the system says of an image of the gallery")
+    async def caption(asked: Image) -> dict[str, Any]:
         state = live.state
-        row_of(state, asked.item)
-        raise Missing(f'The system "{state.system}" has no caption decoder; /search ranks captions that exist.')
+        row = row_of(state, asked.item)
+        check_captions(state)
+        said = state.describe(row)["said"]
+        if said is None:
+            raise Missing(
+                "This gallery was made before galleries kept sentences; index the data again, into another folder."
+            )
+        return {"caption": said}
+
+    @app.post(
+        "/caption/picture", responses=FAULTS, summary="What the system says of a picture", openapi_extra=A_PICTURE
+    )
+    async def caption_picture(request: Request) -> dict[str, Any]:
+        state, body = live.state, await request.body()
+        check_captions(state)
+        return await run(state, "caption", state.caption, await pixels_of(state, body))
+
+    @app.post("/paraphrase", responses=FAULTS, summary="A sentence in the system's words")
+    async def paraphrase(asked: Said) -> dict[str, Any]:
+        state = live.state
+        if not state.speaks_of_sentences:
+            raise Missing(f'The system "{state.system}" has no decoder that puts sentences in other words.')
+        return await run(state, "paraphrase", state.paraphrase, asked.text)
 
     @app.get("/items/{row}", responses=FAULTS, summary="What is known of an image")
     async def item(row: int) -> dict[str, Any]:

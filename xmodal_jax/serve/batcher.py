@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+BATCH = 32  # requests of one kind that are served together
+
 
 class Full(Exception):
     """The queue holds all it may: the client should come back later."""
@@ -34,7 +36,7 @@ class Batcher:
         batch: jobs of one kind that are served together.
     """
 
-    def __init__(self, *, most: int = 256, batch: int = 32):
+    def __init__(self, *, most: int = 256, batch: int = BATCH):
         self.most, self.batch = most, batch
         self._waiting: collections.deque[Job] = collections.deque()
         self._change = threading.Condition()

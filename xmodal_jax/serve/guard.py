@@ -16,6 +16,7 @@ from typing import Any
 
 BODY = 10_000_000  # bytes of a request
 JSON_BODY = 65_536  # of one that is not a picture; deeper nesting than this allows is stopped by the parser
+PICTURES = ("/search/picture", "/caption/picture")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # of the latency histogram, seconds
 HEADERS = {
     "content-security-policy": (
@@ -151,7 +152,7 @@ class Guard:
 
     @staticmethod
     def _limit(scope: Any) -> int:
-        return BODY if scope["path"] == "/search/picture" else JSON_BODY
+        return BODY if scope["path"] in PICTURES else JSON_BODY
 
 
 class _TooLarge(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 
 from xmodal_jax.errors import XmodalError
 from xmodal_jax.inference import layout
-from xmodal_jax.inference.bundle import take
+from xmodal_jax.inference.bundle import SIZES, WORDS, take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.inference.search import Hit, Searcher
+from xmodal_jax.serve.batcher import BATCH
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
 LOOK = 2.0  # seconds between looks at the manifest
@@ -29,7 +31,9 @@ class State:
         self.count = len(gallery.images)
         self.system = gallery.bundle.system
         self.pixels = gallery.bundle.manifest["extractor"] in EXTRACTORS
-        self.attends = "attention" in gallery.bundle.manifest["functions"] and gallery.images.boxes is not None
+        functions = gallery.bundle.manifest["functions"]
+        self.attends = "attention" in functions and gallery.images.boxes is not None
+        self.speaks_of_images, self.speaks_of_sentences = "begin_image" in functions, "begin_text" in functions
 
     def facts(self) -> dict[str, Any]:
         """What the page needs to know."""
@@ -41,6 +45,8 @@ class State:
             "captions": len(self.gallery.texts),
             "pixels": self.pixels,
             "attention": self.attends,
+            "speaks_of_images": self.speaks_of_images,
+            "speaks_of_sentences": self.speaks_of_sentences,
         }
 
     # Answers
@@ -96,6 +102,33 @@ class State:
             )
         return answers
 
+    def caption(self, asked: Sequence[Any]) -> list[dict[str, Any]]:
+        """What the system says of new pictures."""
+        return [{"caption": self.gallery.bundle.caption([pixels])[0]} for pixels in asked]
+
+    def paraphrase(self, asked: Sequence[str]) -> list[dict[str, Any]]:
+        """Sentences in the system's words."""
+        bundle = self.gallery.bundle
+        return [
+            {"paraphrase": said, "unknown": bundle.unknown(text)}
+            for text, said in zip(asked, bundle.paraphrase(asked), strict=True)
+        ]
+
+    def warm(self) -> None:
+        """Compile what is not a search, for every shape that requests have."""
+        bundle = self.gallery.bundle
+        if self.attends and self.count:
+            self.attend([(0, "a")])
+        if self.speaks_of_images and self.pixels:
+            most = bundle.manifest["regions"]
+            shapes = {name: [most if n == "regions" else n for n in shape] for name, shape in bundle.features.items()}
+            bundle.caption({name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()})
+        if self.speaks_of_sentences:
+            longest = max(bundle.lengths)
+            widths = {min(WORDS << doubled, longest) for doubled in range(longest.bit_length())}
+            for size, width in itertools.product((size for size in SIZES if size <= BATCH), widths):
+                bundle.paraphrase(["a " * (width - 2)] * size)  # and its start and end
+
     def read(self, body: bytes) -> np.ndarray:
         """Pixels of an uploaded picture."""
         return read_picture(body, SIDE)
@@ -105,7 +138,8 @@ class State:
         line = self.gallery.images.lines[row]
         texts = self.gallery.texts.lines
         captions = [texts[own]["caption"] for own in line["captions"]]
-        return {"row": row, "id": line["id"], "captions": captions, "picture": self.picture(row) is not None}
+        known = {"row": row, "id": line["id"], "captions": captions, "picture": self.picture(row) is not None}
+        return known | {"size": line["size"], "said": line.get("said")}
 
     def picture(self, row: int) -> Path | None:
         return self.gallery.picture(row)
@@ -131,8 +165,7 @@ def open_state(path: Path, engine: str = "exact", rerank: int | str | None = Non
     for k in (50, 1000):  # more candidates are scored at once
         searcher.warm(most=1, k=k)
     state = State(gallery, searcher)
-    if state.count and state.attends:
-        state.attend([(0, "a")])
+    state.warm()
     return state
 
 

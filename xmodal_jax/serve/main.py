@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
         require(module, "serve")
     import uvicorn
 
-    from xmodal_jax.serve.app import ASSETS, make_app
+    from xmodal_jax.serve.app import ROUTES, make_app
     from xmodal_jax.serve.batcher import Batcher
     from xmodal_jax.serve.guard import Guard, Metrics
     from xmodal_jax.serve.live import Live, open_state
@@ -48,8 +48,7 @@ def main(args: argparse.Namespace) -> int:
     live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank))
     batcher, metrics = Batcher(most=args.queue), Metrics()
     app: Any = make_app(live, batcher, metrics, deadline=args.deadline)
-    routes = frozenset(("/search", "/search/picture", "/attend", "/caption", "/healthz", "/metrics", *ASSETS))
-    guarded = Guard(app, metrics=metrics, routes=routes, token=token, loopback=args.host in LOOPBACK)
+    guarded = Guard(app, metrics=metrics, routes=ROUTES, token=token, loopback=args.host in LOOPBACK)
     shown = f"[{args.host}]" if ":" in args.host else args.host
     print(f"serve: {live.state.count:,} images at http://{shown}:{args.port}/ (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(
