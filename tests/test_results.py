@@ -183,6 +183,7 @@ def test_copies_ensembles_and_baselines(tmp_path):
     record = results.of_file(tmp_path / "cca.json")
     assert (record.config, record.data, record.seed) == ("xmodal baseline ncca", "f8k, global+region", ())
     assert record.figures["rsum"] == pytest.approx(rsum) and record.interval["rsum"][0] < rsum
+    assert record.interval.keys() <= set(register.METRICS)
 
 
 def test_rows_as_json_are_lines_of_a_register(tmp_path, capsys):
@@ -197,6 +198,7 @@ def test_rows_as_json_are_lines_of_a_register(tmp_path, capsys):
     again = register.read(tmp_path / "register.jsonl")
     assert [register.to_json(record) for record in again] == lines
     by_seed = {record.seed: record for record in again}
+    assert [record.id for record in again] == ["s-0-s-1", "run-one"] and not any(record.options for record in again)
     assert by_seed.keys() == {(0, 1), (7,)} and by_seed[(0, 1)].sd["rsum"] > 0
     assert by_seed[(7,)].command == (
         "xmodal train --config scan.py:t2i_lse,f8k '--config.optim.schedule.at=(8.0,)' --config.seed=7"
@@ -340,7 +342,7 @@ def test_what_holds_no_results_is_refused(tmp_path, capsys):
     code, error = refused(tmp_path)
     assert code == 3 and "run `xmodal eval" in error
     path = tmp_path / "other.json"
-    for text in ("[]", "{}", '{"rsum": 1', '{"i2t": {"r1": 1}, "rsum": 2}'):
+    for text in ("[]", "{}", '{"workdir": "w", "step": 1}', '{"rsum": 1', '{"i2t": {"r1": 1}, "rsum": 2}'):
         path.write_text(text)
         code, error = refused(path)
         assert code == 3 and "is no evaluation" in error and error.count("\n") == 1

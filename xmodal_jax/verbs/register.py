@@ -123,6 +123,10 @@ def to_json(record: Record) -> dict[str, Any]:
     for name in ("figures", "sd"):
         if name in content:
             content[name] = nested(content[name])
+    if "sentences" in content:
+        content["sentences"] = {
+            kind: {name: round(x, 4) for name, x in scores.items()} for kind, scores in content["sentences"].items()
+        }
     if "interval" in content:
         content["interval"] = {name: [round(x, 2) for x in pair] for name, pair in content["interval"].items()}
     return content

@@ -194,8 +194,12 @@ def names(rows: Sequence[Record]) -> list[str]:
 def lines_of(records: Sequence[Record]) -> Iterator[str]:
     """A JSON array, one record a line, so that a line can be taken into a register."""
     for number, record in enumerate(records):
-        slug = re.sub(r"[^a-z0-9_]+", "-", record.id.lower()).strip("-")
-        content = register.to_json(record) | {"id": slug if "-" in slug else f"run-{slug}"}
+        content = register.to_json(record)
+        if record.command:
+            content.pop("options", None)  # the command has them
+        name = "-".join(Path(part).stem for part in record.id.split(", ")).lower()
+        slug = re.sub(r"[^a-z0-9_]+", "-", name).strip("-")
+        content["id"] = slug if "-" in slug else f"run-{slug}"
         yield ("[" if not number else " ") + json.dumps(content, ensure_ascii=False)
 
 
