@@ -9,7 +9,8 @@ import pytest
 from conftest import GOLDEN
 
 from xmodal_jax import losses
-from xmodal_jax.models.chan import Model, SelfAttention, drop_regions
+from xmodal_jax.layers.image import survivors
+from xmodal_jax.models.chan import Model, SelfAttention
 from xmodal_jax.similarity import MATCH_POOLS, sum_max
 from xmodal_jax.types import Images, Texts
 
@@ -184,7 +185,7 @@ def test_dropped_regions_are_as_if_absent(original):
     assert 0 < (~got.mask).sum() < got.mask.size
     close(got.feature, regions(model, params, image._replace(mask=got.mask)).feature)
     mask = np.tile(mask_of([0, 1, 2, 36], 36), (500, 1))
-    kept = np.asarray(drop_regions(jax.random.key(0), jnp.asarray(mask), 0.2))
+    kept = np.asarray(survivors(jax.random.uniform(jax.random.key(0), mask.shape), jnp.asarray(mask), 0.2))
     assert not (kept & ~mask).any()
     np.testing.assert_array_equal(kept.any(1), mask.any(1))
     assert kept[mask.all(1)].mean() == pytest.approx(0.8, abs=0.02)

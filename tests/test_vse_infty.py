@@ -15,7 +15,8 @@ from flax.traverse_util import unflatten_dict
 from xmodal_jax import losses
 from xmodal_jax.convert import systems
 from xmodal_jax.layers.gpo import GPO, position_code, sorted_sum
-from xmodal_jax.models.vse_infty import Model, survivors, touch_words
+from xmodal_jax.layers.image import survivors
+from xmodal_jax.models.vse_infty import Model, touch_words
 from xmodal_jax.training import step
 from xmodal_jax.types import Batch, Images, Texts
 

@@ -16,3 +16,9 @@ def as_regions(feature: Float[Array, "b *r f"]) -> Float[Array, "b r f"]:
     """Float32 regions; a global feature becomes one region."""
     regions = jnp.asarray(feature, jnp.float32)
     return regions if regions.ndim == 3 else regions[:, None]
+
+
+def survivors(draw: Float[Array, "n t"], mask: Bool[Array, "n t"], rate: float) -> Bool[Array, "n t"]:
+    """The real fragments whose draw reaches ``rate``, or the one with the largest draw: no item loses its last."""
+    best = jnp.max(jnp.where(mask, draw, -1.0), axis=1, keepdims=True)
+    return mask & ((draw >= rate) | (draw == best))

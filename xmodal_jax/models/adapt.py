@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import as_regions, mean_pool
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU, uniform
@@ -84,7 +85,6 @@ class Model(Matcher):
         compat_padding: treat padding as the released code does. The GRU reads it, and the filtered side takes it into
             its statistics, its softmax and its pooling, of words up to position 34; a caption's score then depends on
             the length that it is padded to.
-        dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
     vocabulary: int
@@ -107,7 +107,7 @@ class Model(Matcher):
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-        self.image_encoder = nn.Dense(self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype)
+        self.image_encoder = xavier(self.embed_dim, dtype)
         self.embed_fixed = WordEmbedding(self.vocabulary, self.word_dim)
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.text_encoder = BiGRU(self.embed_dim, dtype=dtype)

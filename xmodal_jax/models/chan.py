@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.layers.dense import xavier
+from xmodal_jax.layers.image import survivors
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
@@ -39,17 +41,11 @@ class SelfAttention(nn.Module):
             raise ValueError(f"embed_dim {size} does not divide into {self.heads} heads")
         dense = partial(nn.Dense, dtype=self.dtype, param_dtype=jnp.float32)
         normal = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(region)
-        joint = dense(3 * size, kernel_init=nn.initializers.xavier_uniform(), name="query_key_value")(normal)
+        joint = xavier(3 * size, self.dtype, name="query_key_value")(normal)
         query, key, value = jnp.split(joint.reshape(*region.shape[:2], 3 * self.heads, -1), 3, axis=2)
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
         out = dense(size, kernel_init=uniform(size**-0.5), name="out")(mixed.reshape(region.shape))
         return region + out.astype(jnp.float32)
-
-
-def drop_regions(key: Array, mask: Bool[Array, "b r"], rate: float) -> Bool[Array, "b r"]:
-    """``mask`` without each region at ``rate``, except where an image would lose its last one: that keeps them all."""
-    kept = mask & jax.random.bernoulli(key, 1.0 - rate, mask.shape)
-    return jnp.where(jnp.any(kept, axis=1, keepdims=True), kept, mask)
 
 
 class Model(Matcher):
@@ -65,7 +61,6 @@ class Model(Matcher):
         pool: "lse", "mean", "sum" or "max" of the best matches.
         temperature: of "lse".
         region_drop: share of regions left out in training, never all of an image.
-        dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
     vocabulary: int
@@ -89,9 +84,7 @@ class Model(Matcher):
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-        self.project = nn.Dense(
-            self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
-        )
+        self.project = xavier(self.embed_dim, dtype)
         self.mix = SelfAttention(self.heads, dtype, name="attention") if self.heads else lambda region, mask: region
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.gru = BiGRU(self.embed_dim, dtype=dtype)
@@ -100,7 +93,7 @@ class Model(Matcher):
     def encode_image(self, image: Images, *, train: bool) -> tuple[Fragments, None]:
         mask = jnp.asarray(image.mask)
         if train and self.region_drop:
-            mask = drop_regions(self.make_rng("dropout"), mask, self.region_drop)
+            mask = survivors(jax.random.uniform(self.make_rng("dropout"), mask.shape), mask, self.region_drop)
         region = self.project(jnp.asarray(image.feature[self.feature], jnp.float32)).astype(jnp.float32)
         region = l2_normalise(self.mix(region, mask))
         return Fragments(jnp.where(mask[..., None], region, 0.0), mask), None

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.matcher import Matcher
@@ -51,8 +52,7 @@ class Branch(nn.Module):
         """``real`` rows make the batch statistics."""
 
         def linear(x: jax.Array, size: int, name: str) -> jax.Array:
-            init = nn.initializers.xavier_uniform()
-            return nn.Dense(size, kernel_init=init, dtype=self.dtype, name=name)(x).astype(jnp.float32)
+            return xavier(size, self.dtype, name=name)(x).astype(jnp.float32)
 
         def norm(x: jax.Array) -> jax.Array:
             layer = BatchNorm(x.shape[-1], momentum=0.9, unbiased=False, name="norm")
@@ -80,7 +80,6 @@ class Model(Matcher):
         bn_position: "hidden" in the released code (TPAMI), "output" in the CVPR paper [recalled] and in the baseline
             of RRF-Net.
         dropout: share of hidden units left out in training.
-        dtype: the type of the matrix products; parameters, normalisation and scores stay float32.
     """
 
     embed_dim: int = 512

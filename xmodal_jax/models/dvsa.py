@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.recurrent import uniform
 from xmodal_jax.layers.text import WordEmbedding
@@ -107,7 +108,6 @@ class Model(Matcher):
         whole_image: add the mean of the regions as one more fragment; the paper has the CNN's vector of the image.
         relation: "sum_max", or "defrag", the score without the maximum.
         dropout: rate at the inputs of all matrices but the recurrent ones; the paper gives no rate.
-        dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
     vocabulary: int
@@ -131,9 +131,7 @@ class Model(Matcher):
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
         self.image_dropout = nn.Dropout(self.dropout)
-        self.project = nn.Dense(
-            self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
-        )
+        self.project = xavier(self.embed_dim, dtype)
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.brnn = BRNN(self.hidden_dim, self.embed_dim, self.dropout, dtype)
         self.relevance = SCORES[self.relation]

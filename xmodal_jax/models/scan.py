@@ -7,7 +7,6 @@ code (kuanghuei/SCAN); configs/scan.py has the published four.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax import similarity
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import as_regions
 from xmodal_jax.layers.recurrent import BiGRU
 from xmodal_jax.layers.text import WordEmbedding
@@ -35,7 +35,6 @@ class Model(Matcher):
         direction: "t2i", words attend to regions, or "i2t".
         norm, smooth, pool, lse: see :func:`xmodal_jax.similarity.cross_attention`.
         bidirectional: read captions both ways, as all published models do.
-        dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
     vocabulary: int
@@ -61,9 +60,8 @@ class Model(Matcher):
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-        dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32)
-        self.image_encoder = dense(self.embed_dim)
-        self.context_encoder = [dense(self.embed_dim, use_bias=False) for _ in self.feature.split("+")[1:]]
+        self.image_encoder = xavier(self.embed_dim, dtype)
+        self.context_encoder = [xavier(self.embed_dim, dtype, use_bias=False) for _ in self.feature.split("+")[1:]]
         self.drop = nn.Dropout(self.dropout)
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.text_encoder = BiGRU(self.embed_dim, bidirectional=self.bidirectional, dtype=dtype)

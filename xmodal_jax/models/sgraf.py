@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.dense import masked_softmax, xavier
 from xmodal_jax.layers.image import as_regions, mean_pool
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU
@@ -34,16 +35,11 @@ class Item(NamedTuple):
 def linear(size: int, dtype: Any, name: str | None = None) -> nn.Dense:
     """Xavier uniform weight, zero bias, sums and result in float32, as all of this system's are."""
     dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    return nn.Dense(size, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, dot_general=dot, name=name)
+    return xavier(size, dtype, dot_general=dot, name=name)
 
 
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
-
-
-def masked_softmax(logit: jax.Array, mask: jax.Array, axis: int = -1) -> jax.Array:
-    """Softmax over the real entries; zeros, with a finite gradient, where there are none."""
-    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, logit, -1e30), axis=axis), 0.0)
 
 
 class SelfAttention(nn.Module):
@@ -164,7 +160,6 @@ class Model(Matcher):
         regions: the most regions an image may have; VisualSA's batch norm has a channel for each.
         feature: which image feature is used; a global one is one region.
         bidirectional: average the states of a forward and a backward GRU.
-        dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
     vocabulary: int

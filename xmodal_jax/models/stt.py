@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.decoder import Decoder
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.recurrent import StackedGRU, last_state
 from xmodal_jax.layers.text import WordEmbedding
@@ -33,7 +33,6 @@ class Model(Matcher):
         feature: which image feature is used; regions [B, R, F] are mean-pooled first.
         layers: L; the encoder and the decoder are stacks of so many GRUs with D / L units each.
         cell: form of the GRUs, "tensorflow" as in the released code or "pytorch".
-        dtype: the type of the matrix products; parameters, states, logits and scores stay float32.
     """
 
     vocabulary: int
@@ -54,11 +53,7 @@ class Model(Matcher):
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-
-        def linear() -> nn.Dense:
-            return nn.Dense(self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype)
-
-        self.image_encoder, self.text_projection = linear(), linear()
+        self.image_encoder, self.text_projection = (xavier(self.embed_dim, dtype) for _ in range(2))
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.decoder = Decoder(self.vocabulary, self.embed_dim, self.layers, self.cell, dtype)
         self.text_encoder = StackedGRU(self.embed_dim // self.layers, self.layers, dtype, self.cell)

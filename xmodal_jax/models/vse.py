@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax import similarity
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.scale import Scale
 from xmodal_jax.layers.text import BagOfWords, GRUText
@@ -37,7 +37,6 @@ class Model(Matcher):
             the latter, vsepp's VSE0 neither. Captions always are.
         scale, bias: initial values of a learned factor and bias of the scores, see
             :class:`xmodal_jax.layers.scale.Scale`; a factor of 0 leaves both out.
-        dtype: the type of the matrix products; parameters, states and scores stay float32.
     """
 
     vocabulary: int
@@ -69,9 +68,7 @@ class Model(Matcher):
             "bow": lambda *sizes: BagOfWords(*sizes, dtype=dtype),
         }
         self.text_encoder = encoders[self.text](self.vocabulary, self.word_dim, self.embed_dim)
-        self.image_encoder = nn.Dense(
-            self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, param_dtype=jnp.float32
-        )
+        self.image_encoder = xavier(self.embed_dim, dtype)
         self.similarity = getattr(similarity, self.measure)
         self.scaled = Scale(self.scale, self.bias)
 

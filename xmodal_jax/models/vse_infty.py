@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax import similarity
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.gpo import GPO
-from xmodal_jax.layers.image import as_regions
+from xmodal_jax.layers.image import as_regions, survivors
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
@@ -24,12 +25,6 @@ from xmodal_jax.types import Images, Inputs, Texts
 
 # Of the words that are touched; the rest is replaced by <mask>. The comment of the released code says otherwise.
 DELETED, RANDOM = 0.4, 0.1
-
-
-def survivors(draw: Float[Array, "n t"], mask: Bool[Array, "n t"], rate: float) -> Bool[Array, "n t"]:
-    """The real fragments whose draw reaches ``rate``, or the one with the largest draw: no item loses its last."""
-    best = jnp.max(jnp.where(mask, draw, -1.0), axis=1, keepdims=True)
-    return mask & ((draw >= rate) | (draw == best))
 
 
 def touch_words(
@@ -98,7 +93,6 @@ class Model(Matcher):
             the BERT branch never touches [CLS] and [SEP].
         compat_padding: batch statistics count the zero rows that pad images to the batch's largest, as in the
             released code; otherwise real regions alone.
-        dtype: the type of the matrix products; parameters, states, pooling and scores stay float32.
     """
 
     vocabulary: int
@@ -121,7 +115,7 @@ class Model(Matcher):
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-        self.image_linear = nn.Dense(self.embed_dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype)
+        self.image_linear = xavier(self.embed_dim, dtype)
         self.image_mlp = RegionMLP(self.embed_dim // 2, self.embed_dim, dtype)
         self.image_pool = GPO()
         self.embed = WordEmbedding(self.vocabulary + 1, self.word_dim)

@@ -1,0 +1,27 @@
+"""The linear map that nearly all systems of this field begin with, and the masked softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.similarity.vector import NEVER
+
+
+def xavier(size: int, dtype: Any = "float32", **options: Any) -> nn.Dense:
+    """A linear map to ``size`` numbers: Xavier uniform matrix (Glorot and Bengio, AISTATS 2010), zero bias.
+
+    Args:
+        dtype: of the product; parameters stay float32.
+        options: further ones of :class:`flax.linen.Dense`.
+    """
+    return nn.Dense(size, kernel_init=nn.initializers.xavier_uniform(), dtype=jnp.dtype(dtype), **options)
+
+
+def masked_softmax(logit: Float[Array, "..."], mask: Bool[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """Softmax over the real entries; zeros, with a finite gradient, where there are none."""
+    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, logit, NEVER), axis=axis), 0.0)
