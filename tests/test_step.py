@@ -1,6 +1,7 @@
 """One training step: the same on one device, on eight, and under pmap; auxiliary losses; statistics; guards."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.models.vse import Model
 from xmodal_jax.similarity.pairwise import Block
-from xmodal_jax.training import parallel
+from xmodal_jax.training import optim, parallel
 from xmodal_jax.training.step import Initial, Objective, check_weights, loss_fn, make_state, train_step
 from xmodal_jax.types import Batch, Images, Texts
 
@@ -163,3 +164,26 @@ def test_a_batch_must_divide_over_the_devices():
         parallel.make_runner("jit", [16, 12])
     with pytest.raises(UsageError, match="pmpa"):
         parallel.make_runner("pmpa", [16])
+
+
+def test_a_frozen_part_costs_no_backward_pass_and_does_not_count_in_the_norm():
+    batch = make_batch(k=1)
+    model = Model(vocabulary=30, embed_dim=8, word_dim=5)
+    state, step = make(model, batch, 0.0, optax.identity())
+    names = [optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+    live = [name.startswith("image_encoder") for name in names]
+
+    def run(**options):
+        compiled = jax.jit(partial(step, **options)).lower(state, batch).compile()
+        new, metrics = compiled(state, batch)
+        cost: Any = compiled.cost_analysis()
+        return jax.device_get(new.params), float(metrics["grad_norm"]), cost["flops"]
+
+    whole, norm, flops = run()
+    frozen, part, fewer = run(live=live)
+    assert fewer < 0.8 * flops  # the text encoder has most of the arithmetic
+    assert part < norm
+    for name, on, before, new, other in zip(
+        names, live, *map(jax.tree.leaves, (state.params, frozen, whole)), strict=True
+    ):
+        np.testing.assert_array_equal(new, other if on else before, err_msg=name)

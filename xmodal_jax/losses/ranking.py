@@ -64,8 +64,9 @@ def triplet(
     The hardest negative is chosen by argmax, so at exact ties one entry carries the gradient.
 
     >>> import numpy as np
-    >>> float(triplet(np.array([[1.0, 0.9], [0.2, 0.5]], "f4"), np.eye(2, dtype=bool), margin=0.2, hardness=1.0))
-    0.7...
+    >>> scores, positive = np.array([[1.0, 0.9], [0.2, 0.5]], "f4"), np.eye(2, dtype=bool)
+    >>> round(float(triplet(scores, positive, margin=0.2, hardness=1.0)), 4)
+    0.7
     """
     scores = jnp.asarray(scores)
     pair, negative, row, own = _own(scores, positive, where)
