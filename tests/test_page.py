@@ -1,5 +1,6 @@
 """The page, in a headless Chromium: search, keyboard, attention, pictures of one's own, hostile captions, states."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,10 +9,12 @@ import time
 
 import galleries
 import pytest
+from helpers import resealed
 
 pytest.importorskip("fastapi", reason="the service needs the extra serve")
 pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from xmodal_jax.serve import guard
@@ -28,12 +31,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A running service, and its batcher."""
+@contextlib.contextmanager
+def serving(gallery):
+    """The address of a running service."""
     import uvicorn
 
-    live, batcher, metrics = Live(galleries.gallery(tmp_path_factory.mktemp("page"))), Batcher(), guard.Metrics()
+    live, batcher, metrics = Live(gallery), Batcher(), guard.Metrics()
     guarded = guard.Guard(make_app(live, batcher, metrics), metrics=metrics, log=None)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,6 +54,25 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with serving(galleries.gallery(tmp_path_factory.mktemp("page"))) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """A service of a system that speaks, and says hostile things."""
+
+    def spoil(_, lines):
+        for line, hostile in zip(lines, galleries.HOSTILE, strict=True):
+            line["said"] = hostile
+
+    folder = tmp_path_factory.mktemp("speaking")
+    with serving(resealed(galleries.gallery(folder, system="stt.py:stt"), folder / "hostile", spoil)) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as driver:
         own = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -58,8 +80,8 @@ def browser():
         own.close()
 
 
-@pytest.fixture
-def page(browser, address):
+@contextlib.contextmanager
+def opened(browser, address):
     own = browser.new_page(viewport={"width": 1280, "height": 900})
     own.complaints = []
     own.on("pageerror", lambda error: own.complaints.append(str(error)))
@@ -69,6 +91,18 @@ def page(browser, address):
     yield own
     assert own.evaluate("window.hurt") is None
     own.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    with opened(browser, address) as own:
+        yield own
+
+
+@pytest.fixture
+def speaking_page(browser, speaking):
+    with opened(browser, speaking) as own:
+        yield own
 
 
 def search(page, text):
@@ -105,6 +139,58 @@ def test_a_word_is_drawn_over_the_picture(page):
     assert page.complaints == []
 
 
+def test_what_the_model_says_stays_text(speaking_page):
+    page = speaking_page
+    search(page, "a red square")
+    said = []
+    for row in range(galleries.COUNT):
+        page.locator(".hit").nth(row).click()
+        page.wait_for_selector("#captions button")
+        said.append(page.inner_text("#said"))
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#detail", state="hidden")
+    assert sorted(said) == sorted(f"The model says: {hostile}" for hostile in galleries.HOSTILE)
+    assert page.locator("#said > *").count() == 1  # the words before it
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("token", ["", "sesame"])  # with one, the page fetches pictures itself
+def test_the_sentence_is_there_at_once_and_does_not_move(speaking_page, token):
+    page, held = speaking_page, []
+    page.evaluate(f"sessionStorage.setItem('token', '{token}')")
+    page.reload()
+    page.route("**/items/*/picture", lambda route: held.append(route))
+    search(page, "a red square")
+    page.locator(".hit").nth(1).click()
+    page.wait_for_selector("#captions button")
+    assert page.locator("#said").is_visible()
+    assert page.evaluate("document.querySelector('#picture').naturalWidth") == 0
+    where = "document.querySelector('#said').getBoundingClientRect().top"
+    before = page.evaluate(where)
+    for route in held:
+        route.continue_()
+    expect(page.locator("#picture")).not_to_have_js_property("naturalWidth", 0)
+    assert page.evaluate(where) == before
+
+
+def test_of_a_picture_of_ones_own_the_model_speaks_too(speaking_page, tmp_path):
+    page, picture = speaking_page, tmp_path / "own.png"
+    Image.new("RGB", (200, 150), (200, 30, 30)).save(picture)
+    page.set_input_files("#file", picture)
+    page.wait_for_selector("#asked-captions button")
+    said = page.inner_text("#asked-said")
+    assert said.startswith("The model says: ")
+    assert len(said) > len("The model says: ")
+    assert page.complaints == []
+
+
+def test_a_system_that_is_silent_is_not_quoted(page):
+    search(page, "a red square")
+    page.click(".hit")
+    page.wait_for_selector("#captions button")
+    assert page.locator("#said").is_hidden()
+
+
 def test_the_keyboard_is_enough(page):
     page.locator("h1").click()
     page.evaluate("document.activeElement.blur()")
@@ -128,8 +214,6 @@ def test_the_keyboard_is_enough(page):
 
 
 def test_a_picture_of_ones_own_ranks_captions(page, address, tmp_path):
-    from PIL import Image
-
     picture = tmp_path / "own.png"
     Image.new("RGB", (200, 150), (200, 30, 30)).save(picture)
     page.set_input_files("#file", picture)

@@ -139,7 +139,7 @@ class State:
         texts = self.gallery.texts.lines
         captions = [texts[own]["caption"] for own in line["captions"]]
         known = {"row": row, "id": line["id"], "captions": captions, "picture": self.picture(row) is not None}
-        return known | {"size": line["size"], "said": line.get("said")}
+        return known | {"size": line.get("size", [0, 0]), "said": line.get("said")}
 
     def picture(self, row: int) -> Path | None:
         return self.gallery.picture(row)

@@ -44,6 +44,11 @@ function say(message, error = "") {
   $("error").hidden = !error;
 }
 
+function quote(node, sentence) {
+  node.replaceChildren(element("span", { className: "faint" }, "The model says: "), sentence || "");
+  node.hidden = !sentence;
+}
+
 async function source(row) {
   const path = `/items/${row}/picture`;
   if (!state.token) return path;
@@ -131,13 +136,15 @@ async function show(hit, query) {
   $("detail-title").textContent = hit.id;
   $("boxes").replaceChildren();
   $("look").hidden = true;
-  $("written").hidden = true;
+  quote($("said"), hit.said);
   $("captions").replaceChildren();
   $("captions-note").textContent = "Ranking…";
   const image = $("picture");
   image.hidden = !hit.picture;
   $("stage").classList.toggle("sheet", !hit.picture);
   image.removeAttribute("src");
+  const [height, width] = hit.size;
+  image.style.aspectRatio = height && width ? `auto ${width} / ${height}` : ""; // its place is kept until it comes
   image.alt = hit.captions[0] ? `Picture: ${hit.captions[0]}` : "Picture";
   if (hit.picture) fill(image, hit.row);
   if (!$("detail").open) $("detail").showModal();
@@ -220,10 +227,13 @@ async function give(file) {
   if (file.size > 10_000_000) return say("", "This file is larger than 10 MB.");
   say(`Looking at ${file.name}…`);
   $("asked").hidden = true;
+  const send = (path) =>
+    call(path, { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file }).then((r) => r.json());
+  const speak = async () => (state.facts.speaks_of_images ? send("/caption/picture").catch(() => ({})) : {}); // ranks count more
   try {
-    const response = await call("/search/picture?k=20", { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file });
-    const answer = await response.json();
+    const [answer, said] = await Promise.all([send("/search/picture?k=20"), speak()]);
     if (turn !== state.turn) return;
+    quote($("asked-said"), said.caption);
     URL.revokeObjectURL(state.asked);
     state.asked = URL.createObjectURL(file);
     $("asked-picture").src = state.asked;
