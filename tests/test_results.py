@@ -162,10 +162,18 @@ def test_config_is_recognised_from_what_a_run_saves(spec):
         assert results.argument_of(config) == (f"{spec},{data}", {"data.lengths": [9]})
 
 
-def test_unknown_system_is_named_by_its_model():
-    config = configs.load("vse.py:vsepp,f8k")
-    config.model.name = "/models/new.py"
-    assert results.argument_of(config) == ("/models/new.py", {})
+def test_runs_of_an_unknown_system_are_told_apart_by_their_keys(tmp_path):
+    for place, (seed, rate) in enumerate([(0, 0.1), (1, 0.1), (0, 0.2)]):
+        folder = run_folder(tmp_path / str(place), f"seed={seed}", f"optim.lr={rate}", spec="vse.py:vsepp,f8k")
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"name": "vse"', '"name": "/models/new.py"'))
+        evaluation(folder, 10, place)
+    several, alone = register.merge(results.records_of(tmp_path, "test"))
+    assert (
+        several.seed == (0, 1) and alone.seed == (0,) and {several.system, several.config} == {"new", "/models/new.py"}
+    )
+    assert "model.text=gru" in alone.options and "optim.lr=0.2" in alone.options and not alone.command
+    assert "model.name" not in alone.options and "epochs" not in alone.options
 
 
 def test_copies_ensembles_and_baselines(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax import config as configs
-from xmodal_jax.defaults import DATA
+from xmodal_jax.defaults import DATA, base
 from xmodal_jax.errors import CheckpointError, DataError, UsageError, require
 from xmodal_jax.evaluation.table import CUTS
 from xmodal_jax.training import log
@@ -107,27 +107,29 @@ def argument_of(config: Config) -> tuple[str, dict[str, Any]]:
     """``scan.py:t2i_lse,f8k`` and the overridden keys of the saved config of a run.
 
     A run does not keep its argument: it is the one whose config differs in the fewest keys. A system that has no config
-    of its name in the package is named by its model alone.
+    of its name in the package is named by its model alone, and its keys are those that the defaults do not have.
     """
-    name = config.model.name
+    name, saved = config.model.name, configs.flatten(config)
     try:
         module = module_of(Path(configs.find(f"{name}.py")))
     except UsageError:
-        return str(name), {}
-    saved = configs.flatten(config)
+        plain = configs.flatten(base("own"))
+        return str(name), difference({k: v for k, v in saved.items() if k != "model.name"}, plain)
     # Where two sets have the same settings, the run is of the one that its folder is named by, or else of any other
     sets = sorted(DATA, key=lambda word: (Path(config.data.dir).name != word, word != "own"))
     words = [f"{variant},{data}" for variant in module.VARIANTS for data in sets]
-    found = [(difference(saved, module.get_config(word)), f"{name}.py:{word}") for word in words]
+    found = []
+    for word in words:
+        plain = configs.flatten(module.get_config(word))
+        found.append((difference({k: v for k, v in saved.items() if k in plain}, plain), f"{name}.py:{word}"))
     changed, argument = min(found, key=lambda pair: len(pair[0]))
     return argument, changed
 
 
-def difference(saved: dict[str, Any], plain: Config) -> dict[str, Any]:
+def difference(saved: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     """The keys that a run has otherwise than a config, but for its seed and those that change nothing it computes."""
-    there = configs.flatten(plain)
     free = ("seed", *configs.FREE)
-    return {k: v for k, v in saved.items() if k in there and there[k] != v and not k.startswith(free)}
+    return {k: v for k, v in saved.items() if plain.get(k) != v and not k.startswith(free)}
 
 
 def module_of(path: Path) -> Any:
