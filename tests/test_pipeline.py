@@ -24,10 +24,16 @@ def vocabulary(dataset):
     return Vocabulary.build((t for own in dataset.split("train").captions for t in own), 1)
 
 
-def make(dataset, vocabulary, host=0, hosts=1, boxes=False, sampler="captions", batch_size=8):
+def dense(split):
+    """A vector of every caption that tells which it is."""
+    count = sum(map(len, split.captions))
+    return {"mean": np.arange(count * 2, dtype=np.float32).reshape(count, 2)}
+
+
+def make(dataset, vocabulary, host=0, hosts=1, boxes=False, sampler="captions", batch_size=8, features=None, **options):
     split = dataset.split("train")
-    captions = Captions(split.captions, vocabulary, (6, 9))
-    order = Sampler(captions.counts, captions.lengths, sampler=sampler, batch_size=batch_size, seed=3)
+    captions = Captions(split.captions, vocabulary, (6, 9), features)
+    order = Sampler(captions.counts, captions.lengths, sampler=sampler, batch_size=batch_size, seed=3, **options)
     reader = FeatureReader(split, ["region", "global"], boxes=boxes)
     return TrainPipeline(reader, captions, order, process_index=host, process_count=hosts)
 
@@ -70,6 +76,54 @@ def test_hosts_together_read_the_global_batch(dataset, vocabulary, hosts):
         np.testing.assert_array_equal(joined, getattr(whole.text, field))
     joined = np.concatenate([part.image.feature["global"] for part in parts])
     np.testing.assert_array_equal(joined, whole.image.feature["global"])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_roles_and_dense_vectors_reach_the_batch_on_every_host(dataset, vocabulary, hosts):
+    split = dataset.split("train")
+    texts = [text for own in split.captions for text in own]
+    owner = np.repeat(np.arange(len(split)), [len(own) for own in split.captions])
+    options = {"roles": {"target": 2, "candidate": 4}, "features": dense(split)}
+    plan = make(dataset, vocabulary, **options).plan(2)
+    parts = [next(make(dataset, vocabulary, host, hosts, **options).batches(2, 3)) for host in range(hosts)]
+    for role, wanted in (("text", plan.caption), ("target", plan.target), ("candidate", plan.candidate)):
+        captions = [getattr(part, role) for part in parts]
+        ids = np.concatenate([own.id for own in captions])
+        np.testing.assert_array_equal(ids, wanted)
+        vectors = np.concatenate([own.feature["mean"] for own in captions])
+        np.testing.assert_array_equal(vectors, dense(split)["mean"][ids])
+        for own in captions:
+            for token, mask, number in zip(own.token, own.mask, own.id, strict=True):
+                assert token[mask].tolist() == vocabulary.encode(texts[number])
+    for part in parts:
+        assert part.target is not None and part.candidate is not None
+        np.testing.assert_array_equal(np.repeat(part.text.image_id, 2), part.target.image_id)
+        np.testing.assert_array_equal(np.repeat(part.text.row, 2), part.target.row)
+        assert not set(owner[part.candidate.id]) & set(plan.image.tolist())
+
+
+def test_a_system_without_tokens_reads_vectors_alone(dataset):
+    split = dataset.split("train")
+    batch = next(make(dataset, None, features=dense(split), captions_per_image=2).batches(0, 1))
+    assert batch.text.token is None
+    assert batch.text.mask.shape == (16, 1)
+    assert batch.text.feature is not None
+    np.testing.assert_array_equal(batch.text.feature["mean"], dense(split)["mean"][batch.text.id])
+    np.testing.assert_array_equal(batch.text.row, np.repeat(np.arange(8), 2))
+
+
+def test_a_later_stage_goes_on_with_the_epochs(dataset, vocabulary):
+    plain = make(dataset, vocabulary)
+    split, per_epoch = dataset.split("train"), plain.steps_per_epoch
+    later = TrainPipeline(plain.reader, plain.captions, plain.sampler, first_step=100, first_epoch=3)
+    assert len(split) and per_epoch > 1
+    for step in (0, per_epoch + 1):
+        np.testing.assert_array_equal(later.plan(100 + step).caption, plain.plan(3 * per_epoch + step).caption)
+
+
+def test_candidates_must_divide_over_hosts(dataset, vocabulary):
+    with pytest.raises(UsageError, match="candidates 3 does not divide"):
+        make(dataset, vocabulary, 0, 2, roles={"candidate": 3})
 
 
 def test_evaluation_sees_every_item_once(dataset, vocabulary):
