@@ -13,12 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal_jax.defaults import DATA
+from xmodal_jax.defaults import DATA, base
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.types import Config
 
 # Changing these does not change what a run computes, so a resumed run may; the data itself is checked by hash.
 FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block", "data.dir")
+RETIRED = ("data.boxes",)  # keys of earlier versions that nothing reads any more
 # What a stage may override, because it takes effect there
 STAGED = (
     r"epochs|steps|keep_optimiser|chunk|block|(optim|loss|weights)\..*"
@@ -153,12 +154,15 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def check_same(saved: Config, new: Config, workdir: Path) -> None:
-    """Raise a CheckpointError naming the keys in which a run folder's config differs from the one now given."""
-    old, now = flatten(saved), flatten(new)
+    """Raise a CheckpointError naming the keys in which a run folder's config differs from the one now given.
+
+    A key that the package did not have when the run was started had the value that is its default now.
+    """
+    old, now = {**flatten(base("scenes")), **flatten(saved)}, flatten(new)
     differing = [
         f"{key}: {old.get(key)!r} there, {now.get(key)!r} here"
         for key in sorted(set(old) | set(now))
-        if old.get(key) != now.get(key) and not key.startswith(FREE)
+        if old.get(key) != now.get(key) and not key.startswith((*FREE, *RETIRED))
     ]
     if differing:
         raise CheckpointError(

@@ -157,6 +157,10 @@ class Bundle:
             row[: len(own)] = own
         return ids, lengths
 
+    def length(self, text: str) -> int:
+        """How many tokens the system reads of a sentence; 1 where it reads a dense vector of it."""
+        return min(len(self.vocabulary.encode(text)), max(self.lengths)) if self.vocabulary else 1
+
     def split(self, text: str) -> list[str]:
         """The tokens that a sentence is cut into; none without a vocabulary."""
         return self.vocabulary.split(text) if self.vocabulary else []

@@ -186,7 +186,7 @@ class Builder:
         self.captions = [text for own in items.captions for text in own]
         self.owner = np.repeat(np.arange(len(items.ids)), [len(own) for own in items.captions])
         # The longest first: they tell the width of the arrays, and blocks of equal lengths compute little padding.
-        lengths = [len(bundle.tokens([text])[0][0]) for text in self.captions]
+        lengths = [bundle.length(text) for text in self.captions]
         self.order = np.argsort(-np.array(lengths, np.int64), kind="stable")
         self.state = State(folder, job)
         self.dot, self.leaves = self._probe()
