@@ -197,7 +197,7 @@ def test_pca_of_noise_is_near_the_best_and_repeats():
     assert 0.99 * variance[:20].sum() < np.square(pca(x)).sum() <= 1.0001 * variance[:20].sum()
     np.testing.assert_allclose(pca.kept, np.square(pca(x)).sum() / variance.sum(), rtol=1e-2)
     assert pca.axes.dtype == pca.mean.dtype == np.float32
-    again, other = fit_pca(x, 20, seed=3, rounds=4), fit_pca(x, 20, seed=4)
+    again, other = fit_pca(x, 20, seed=3, rounds=4), fit_pca(x, 20, seed=4, rounds=4)
     np.testing.assert_array_equal(pca.axes, again.axes)
     assert not np.array_equal(pca.axes, other.axes)
     assert np.linalg.svd(pca.axes[:5] @ other.axes.T, compute_uv=False).min() > 0.99
