@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
@@ -270,9 +271,9 @@ def fit_pca(x: Float[np.ndarray, "n f"], rank: int, seed: int = 0, *, rounds: in
     with Progress("PCA", rounds + 1, unit="rounds") as progress:
 
         def turn(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            rows, _ = np.linalg.qr(x @ basis - mean @ basis)
+            rows, _ = _orthogonal(x @ basis - mean @ basis)
             progress.advance()
-            return np.linalg.qr(x.T @ rows - np.outer(mean, rows.sum(axis=0)))
+            return _orthogonal(x.T @ rows - np.outer(mean, rows.sum(axis=0)))
 
         for _ in range(rounds):
             basis, _ = turn(basis)
@@ -282,6 +283,12 @@ def fit_pca(x: Float[np.ndarray, "n f"], rank: int, seed: int = 0, *, rounds: in
     axes = _face((basis @ within[:, ::-1][:, :rank].astype(x.dtype)).T)
     whole = np.square(np.linalg.norm(x)) - len(x) * np.square(np.linalg.norm(mean))
     return PCA(mean, np.ascontiguousarray(axes), float(variance[::-1][:rank].sum() / max(whole, np.finfo(float).tiny)))
+
+
+def _orthogonal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """QR decomposition in the type of ``x``, which is overwritten; NumPy's would compute in float64."""
+    factors: Any = scipy.linalg.qr(x, overwrite_a=True, mode="economic", check_finite=False)
+    return factors[0], factors[1]
 
 
 def _face(axes: np.ndarray) -> np.ndarray:
