@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from helpers import planted, with_mean_vectors
 
 import xmodal_jax
 from xmodal_jax import cli
+from xmodal_jax.inference.gallery import Gallery
+from xmodal_jax.inference.search import Searcher
 from xmodal_jax.training.model import model_class
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -43,11 +46,15 @@ def test_a_stranger_adds_it_in_two_files(name, data, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "table.json").read_text())["images"] == 6
     assert cli.run(["export", "--workdir", str(run), "--out", str(bundle)]) == 0
 
-    for end in (".py", "_config.py"):  # the bundle needs neither
+    for end in (".py", "_config.py"):  # neither the bundle nor what is made of it needs them
         (tmp_path / f"{name}{end}").unlink()
     m = xmodal_jax.load(bundle)
     region = np.ones((3, 4, 8), np.float32)
     assert m.score(m.embed_images(region), m.embed_texts(["red0 dog1", "sea2"])).shape == (3, 2)
+    gallery = str(tmp_path / "gallery")
+    assert cli.run(["index", "--bundle", str(bundle), "--data", str(data), "--out", gallery]) == 0
+    assert cli.run(["search", gallery, "red0 dog1", "-k", "2"]) == 0
+    Searcher(Gallery(Path(gallery))).warm(2, 2)
     capsys.readouterr()
     if name == "speaker":
         assert all(m.caption(region))

@@ -16,7 +16,7 @@ from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.text.generation import Decoding, generate
-from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
 Embedding = Any  # an array [N, D], or {name: array [N, ...]} where an item has several parts
 AGAIN = "export it again with `xmodal export`, or fetch it again"
@@ -194,6 +194,12 @@ class Bundle:
         if self.vectors:
             raise UsageError(f"{self.system} reads the text vectors {', '.join(self.vectors)} beside token ids.")
         return self._embed(ids, lengths, {})
+
+    def embed_unknown(self, count: int, length: int) -> Embedding:
+        """Embed captions of ``length`` unknown words, to compile what real ones of that size will run."""
+        length = min(length, max(self.lengths))
+        vectors = {name: np.zeros((count, self.manifest["text"][name][0]), np.float32) for name in self.vectors}
+        return self._embed(np.full((count, length), UNKNOWN), np.full(count, length), vectors)
 
     def _embed(self, ids: np.ndarray, lengths: np.ndarray, vectors: Mapping[str, np.ndarray]) -> Embedding:
         """Embed captions, the longest first; ids count for nothing where the model reads no tokens."""

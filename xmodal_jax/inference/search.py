@@ -135,7 +135,7 @@ class Searcher:
             for length in lengths:
 
                 def embed(bundle: Bundle, size: int = size, length: int = length) -> Embedding:
-                    return bundle.embed_tokens(np.full((size, min(length, max(bundle.lengths))), UNKNOWN))
+                    return bundle.embed_unknown(size, length)
 
                 self.rank(self.gallery.images, self._query(embed(self.bundle), embed), k)
         texts, image = self.gallery.texts, self.stored(self.gallery.images, np.array([0]))
