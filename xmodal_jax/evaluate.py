@@ -53,7 +53,7 @@ def ensemble(args: argparse.Namespace) -> int:
         Fitted.load(path, args.data) if (path / BASELINE).is_file() else Run(path, args.data) for path in args.ensemble
     ]
     for run in runs[1:]:
-        if run.dataset.manifest["sha256"] != runs[0].dataset.manifest["sha256"]:
+        if run.dataset.identity != runs[0].dataset.identity:
             raise UsageError(
                 f"{run.workdir} was trained on {run.dataset.directory}, {runs[0].workdir} on "
                 f"{runs[0].dataset.directory}: other data. An ensemble ranks one set; name it with --data."

@@ -70,7 +70,7 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
             yield {name: arrays[name] for name in features}, arrays["mask"], arrays.get("boxes")
 
     folder = dataset.directory.resolve()
-    about = {"name": dataset.manifest["name"], "manifest": dataset.manifest["sha256"], "split": split}
+    about = {"name": dataset.manifest["name"], "manifest": dataset.identity, "split": split}
     pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in own.pictures]
     return Items({**about, "folder": str(folder)}, own.ids, own.captions, pictures, own.sizes.tolist(), read)
 
