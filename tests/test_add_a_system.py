@@ -40,6 +40,10 @@ def test_a_stranger_adds_it_in_two_files(name, data, tmp_path, monkeypatch, caps
     argv = ["train", "--config", f"{name}_config.py", "--data", str(data), "--workdir", "run"]
     argv += ["--config.steps=2", "--config.data.batch_size=8", "--config.data.minimum_count=1"]
     assert cli.run(argv) == 0
+    (tmp_path / f"{name}.py").write_text(FILES[f"{name}.py"] + "# changed\n", encoding="utf-8")
+    assert cli.run(argv) == 4
+    assert "The model file has changed" in capsys.readouterr().err
+    (tmp_path / f"{name}.py").write_text(FILES[f"{name}.py"], encoding="utf-8")
     monkeypatch.chdir("/")  # the run knows where its model file is
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     assert cli.run(["eval", "--workdir", str(run), "--json", str(tmp_path / "table.json")]) == 0
