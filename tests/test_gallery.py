@@ -126,6 +126,7 @@ def test_what_a_system_says_of_images_is_stored(stt, stt_gallery, scan_gallery, 
     g = Gallery(stt_gallery)
     assert g.decoding == {"method": "greedy", "longest": 20}
     assert [line["said"] for line in g.images.lines] == want
+    assert not (stt_gallery / "said.jsonl").exists()
     silent = Gallery(scan_gallery)
     assert silent.decoding is None
     assert not any("said" in line for line in silent.images.lines)

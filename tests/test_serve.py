@@ -201,6 +201,7 @@ def test_limits_of_a_picture_to_speak_of(speaking, monkeypatch):
     assert give(png(5001, 4000)).status_code == 422
     for broken in (b"", b"GIF89a", image[: len(image) // 2]):
         assert give(broken).status_code == 422
+    assert give(b"").json()["detail"] == "The body holds no picture."
     text = speaking.client.get("/metrics").text
     assert 'xmodal_requests_total{path="/caption/picture",status="413"} 1' in text
     monkeypatch.setattr(speaking.live.state, "pixels", False)
