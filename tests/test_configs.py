@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
-from helpers import planted, with_mean_vectors
+from helpers import planted
 
 from xmodal_jax import cli
 from xmodal_jax.errors import NumericError
@@ -40,7 +40,9 @@ def specs() -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return with_mean_vectors(planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6))
+    folder = planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6)
+    assert cli.run(["data", "text-features", "tfidf", str(folder)]) == 0
+    return folder
 
 
 # One length: each further one that captions are cut to is a compilation of the scores and of their gradients

@@ -219,7 +219,7 @@ def test_config_names_what_model_and_loss_read(variant, data):
     fields = dict(config.model)
     assert fields.pop("name") == "dspe"
     inputs = Model(**fields).inputs
-    assert inputs == Inputs(*((("region",), ("mean",)) if data == "scenes" else (("global",), ("fisher",))))
+    assert inputs == Inputs(*((("region",), ("tfidf",)) if data == "scenes" else (("global",), ("fisher",))))
     names = ("margin", "k", "i2t_weight", "t2i_weight", "text_weight")
     value = top_k(
         np.eye(2, dtype="f4"),

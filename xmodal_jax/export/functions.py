@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,7 +98,8 @@ class Exporter:
         limit = self.limit if "r" in str([a.shape for a in made["encode_image"].exported.out_avals]) else []
         made["score"] = self.build(on_pair("score"), ["score"], pair_args, limit)
         if self.model.has("attention"):
-            made["attention"] = self.build(on_pair("attention"), ["weight"], pair_args, limit)
+            with contextlib.suppress(UsageError):  # a variant of the system without any (DeFrag)
+                made["attention"] = self.build(on_pair("attention"), ["weight"], pair_args, limit)
         return made | (self.speaking() if self.model.has("begin") else {})
 
     def speaking(self) -> dict[str, Function]:
