@@ -6,7 +6,7 @@ Sources: Wehrmann, Barros, "Bidirectional Retrieval Made Simple", CVPR 2018; set
 (jwehrmann/chain-vse), where the command of its page scores by cosine. The paper's tables score by order, of widths
 1024 to 8192 (``--config.model.embed_dim``); its margin and whether it takes absolute values are not published.
 
-Reached here (docs/results.md): not measured.
+Reached here (docs/results.md): 226.1 on Flickr8k after 700 steps at width 256 with 32 and 64 filters, short.
 """
 
 from ml_collections import ConfigDict

@@ -294,7 +294,7 @@ def test_wrong_input_is_one_sentence(made):
         m.embed_tokens(np.array([[1, 100_000, 2]]))
     with pytest.raises(UsageError, match="no image embedding"):
         m.score(m.embed_texts(["a"]), ["b"])
-    with pytest.raises(UsageError, match="no caption decoder"):
+    with pytest.raises(UsageError, match="does not speak of images"):
         m.caption(np.zeros((1, 5, 8)))
     assert m.score(m.embed_images(np.zeros((0, 5, 8))), ["two dogs"]).shape == (0, 1)
     assert m.score(m.embed_images(np.ones((2, 5, 8))), []).shape == (2, 0)
