@@ -14,7 +14,7 @@ from test_configs import specs
 from xmodal_jax import cli
 from xmodal_jax import config as configs
 
-STEPS, IMAGES, BATCH = 150, 360, 64
+STEPS, IMAGES, BATCH = 150, 1500, 64  # about as many steps an epoch as the configs have with 3,000 images
 TIMES = 2.5  # of chance
 
 CHILD = """
