@@ -21,7 +21,7 @@ from xmodal_jax.text.vocabulary import UNKNOWN
 
 CHARACTERS, MOST = 2000, 1000  # of a query; of hits
 # Candidates that are re-ranked at least: pooled regions find captions less well than pooled words find images, and are
-# cheaper to score with them (docs/performance.md).
+# cheaper to score with them (docs/search.md).
 DEPTH = {"images": 100, "texts": 500}
 WARMED = 100_000  # captions whose lengths are looked at for shapes to compile
 PARTS = (128, 512, 1024)  # candidates scored in one call: few numbers, for each is a compilation
