@@ -104,10 +104,16 @@ def executing(marker: Path) -> Iterator[Attack]:
         ]
     )
     files = itertools.cycle([zipped, stream])
-    for own, bad in calls(marker).items():
-        kind = next(word for word in ("nested", "setstate", "GLOBAL", "") if word in own) or "reduce"
-        says = "instruction INST" if own == "INST" else "instruction POP" if "sound" in own else r"asks for \w+\.\w+"
-        yield Attack(own, kind.lower(), next(files)(next(places)(bad)), says)
+    for harmless, bad in calls(marker).items():
+        kind = next(word for word in ("nested", "setstate", "GLOBAL", "") if word in harmless) or "reduce"
+        says = (
+            "instruction INST"
+            if harmless == "INST"
+            else "instruction POP"
+            if "sound" in harmless
+            else r"asks for \w+\.\w+"
+        )
+        yield Attack(harmless, kind.lower(), next(files)(next(places)(bad)), says)
     bad = calls(marker)["os.system"]
     yield Attack("in the machine's description", "stream", stream(checkpoint(), system=bad), "asks for os.system")
     yield Attack("in the list of keys", "stream", stream(checkpoint(), keys=bad), "asks for os.system")
@@ -117,7 +123,7 @@ def executing(marker: Path) -> Iterator[Attack]:
 def instructions() -> Iterator[Attack]:
     """Every instruction that no checkpoint needs, and lies about the pickle itself."""
     space = name("argparse", "Namespace")
-    own = {
+    programs = {
         "INST": b"(iargparse\nNamespace\n",
         "OBJ": b"(" + space + b"o",
         "NEWOBJ_EX": space + b")}\x92",
@@ -148,7 +154,7 @@ def instructions() -> Iterator[Attack]:
         "FROZENSET": b"(\x91",
         "ff": b"\xff",
     }
-    for code, bad in own.items():
+    for code, bad in programs.items():
         yield Attack(code, "instruction", zipped(checkpoint(opt=Raw(bad))), f"instruction {code};")
     lies = {
         "a frame longer than the file": (b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.", "a frame longer"),
@@ -177,7 +183,7 @@ def names() -> Iterator[Attack]:
     """Allowed names in the wrong places, and names that look like them."""
     space, empty = name("argparse", "Namespace"), call("collections", "OrderedDict")
     f8, scalar = call("numpy", "dtype", "f8", False, True), ("numpy.core.multiarray", "scalar")
-    own = {
+    programs = {
         "dots behind an allowed name": (put("collections") + put("OrderedDict.__class__") + b"\x93", "asks for collec"),
         "dots of GLOBAL": (name("argparse", "Namespace.__init__.__globals__"), "asks for argparse"),
         "a blank behind": (name("argparse ", "Namespace"), "asks for argparse"),
@@ -217,7 +223,7 @@ def names() -> Iterator[Attack]:
         "bytes of no string": (call("_codecs", "encode", [1], "latin1"), "unknown encoding"),
         "another encoding": (call("_codecs", "encode", "a", "rot13"), "unknown encoding"),
     }
-    for label, (bad, says) in own.items():
+    for label, (bad, says) in programs.items():
         yield Attack(label, "names", zipped(checkpoint(opt=Raw(bad))), says)
 
 
@@ -230,7 +236,7 @@ def bombs() -> Iterator[Attack]:
     )
     hashes = b"".join(put(k * ((1 << 61) - 1)) + b"N" for k in range(1, 60_000))  # building it here would take as long
     wide = storage("0", 10_000)
-    own = {
+    programs = {
         "lists of lists of lists": (double + b"e", "too large or too deep"),
         "itself": (b"]q\x00h\x00a", "too large or too deep"),
         "depth": (b"]" * 100_000 + b"a" * 99_999, "too large or too deep"),
@@ -246,7 +252,7 @@ def bombs() -> Iterator[Attack]:
         "many values": (b"](" + b"](" + b"N" * 400 + b"eq\x00" + b"h\x00" * 900 + b"e", "too large or too deep"),
         "many tensors": (b"](" + again + b"h\x01h\x02R" * 5_100 + b"e", "more than 5,000 tensors"),
     }
-    for label, (bad, says) in own.items():
+    for label, (bad, says) in programs.items():
         yield Attack(label, "bomb", zipped(checkpoint(opt=Raw(bad))), says)
     views = [tensor((10_000 - k,), (1,), k, wide) for k in range(100)]
     overlapping = zipped(checkpoint(tensor(base=wide), views), {"0": bytes(40_000)})
@@ -283,8 +289,8 @@ def storages() -> Iterator[Attack]:
         "a reference to a string": (Raw(put("0") + b"Q"), "not a storage"),
         "a reference to a module": (Raw(put(("module", "os", "0", "cpu", 6)) + b"Q"), "not a storage"),
     }
-    for label, (own, says) in base.items():
-        yield Attack(label, "storage", zipped(checkpoint(weight=tensor(base=own))), says)
+    for label, (base_tensor, says) in base.items():
+        yield Attack(label, "storage", zipped(checkpoint(weight=tensor(base=base_tensor))), says)
     views = {
         "a huge shape": (((far, far), (1, 1), 0), "does not fit"),
         "a wrapping shape": (((1 << 32, 1 << 32), (0, 0), 0), "does not fit"),
@@ -301,8 +307,8 @@ def storages() -> Iterator[Attack]:
         "a list as strides": (((2, 3), [3, 1], 0), "not described by"),
         "fractions": (((2.0, 3.0), (3, 1), 0), shape),
     }
-    for label, (own, says) in views.items():
-        yield Attack(label, "storage", zipped(checkpoint(weight=tensor(*own))), says)
+    for label, (base_tensor, says) in views.items():
+        yield Attack(label, "storage", zipped(checkpoint(weight=tensor(*base_tensor))), says)
     twice = checkpoint(opt=[storage(), storage(kind="IntStorage")])
     yield Attack("two types of one storage", "storage", zipped(twice), "in two ways")
 
@@ -342,8 +348,8 @@ def archives() -> Iterator[Attack]:
         "a large pickle": ([Entry("a/data.pkl", bytes((16 << 20) + 1)), order, numbers], "more than 16 MiB"),
         "many entries": ([*sound, *(Entry(f"a/{k}", b"") for k in range(10_100))], "more than 10,000 entries"),
     }
-    for label, (own, says) in files.items():
-        yield Attack(label, "zip", archive(own), says)
+    for label, (content, says) in files.items():
+        yield Attack(label, "zip", archive(content), says)
     yield Attack("two files in one", "zip", archive(sound, b"PK\3\4" + bytes(96)), "stands before")
     whole = archive(sound)
     for cut in (30, len(whole) // 2, len(whole) - 10):
@@ -356,7 +362,7 @@ def streams() -> Iterator[Attack]:
     whole = stream(value)
     chains = b"](" + b"]q\x00" + b"](h\x00h\x00eq\x00" * 60
     chains += b"]q\x01" + b"](h\x01h\x01eq\x01" * 60
-    own = {
+    programs = {
         "no magic number": (stream(value, magic=1), "not one that PyTorch"),
         "another version": (stream(value, version=1002), "not one that PyTorch"),
         "big-endian": (stream(value, system=SYSTEM | {"little_endian": False}), "not little-endian"),
@@ -372,7 +378,7 @@ def streams() -> Iterator[Attack]:
         "more behind": (whole + b"x", "follow its last storage"),
         "a zip behind": (whole + zipped(value), "follow its last storage"),
     }
-    for label, (data, says) in own.items():
+    for label, (data, says) in programs.items():
         yield Attack(label, "stream", data, says)
     for cut in (1, 20, len(whole) // 2, len(whole) - 1):
         yield Attack(f"cut at {cut}", "truncated", whole[:cut], "too early|cut short|not there")

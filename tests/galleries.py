@@ -44,7 +44,7 @@ def data(folder, *, count=COUNT, seed=0):
 def bundle(folder, dataset, *, seed=0, system="scan.py:t2i_lse"):
     """A bundle of a system at ``tiny`` that nobody trained."""
     config = configs.load(f"{system},scenes,tiny", [])
-    texts = [text for own in open_dataset(dataset).split("test").captions for text in own]
+    texts = [text for captions in open_dataset(dataset).split("test").captions for text in captions]
     vocabulary = Vocabulary.build(texts, 1)
     shapes = {"region": Feature((None, 158))}
     facts = Facts(shapes, vocabulary=len(vocabulary), regions=10, words=max(config.data.lengths))
@@ -59,6 +59,6 @@ def bundle(folder, dataset, *, seed=0, system="scan.py:t2i_lse"):
 def gallery(folder, *, seed=0, count=COUNT, system="scan.py:t2i_lse"):
     """The gallery, below ``folder``."""
     dataset = data(folder / "data", count=count, seed=seed)
-    own = load(bundle(folder / "bundle", dataset, seed=seed, system=system))
-    index.build(folder / "gallery", own, index.items_of(dataset, "test", list(own.features)))
+    loaded = load(bundle(folder / "bundle", dataset, seed=seed, system=system))
+    index.build(folder / "gallery", loaded, index.items_of(dataset, "test", list(loaded.features)))
     return folder / "gallery"

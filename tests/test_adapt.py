@@ -165,9 +165,11 @@ def test_the_annealed_loss(name):
 
 
 def test_the_learning_rate_of_each_step():
-    own = META["schedule"]
-    options = ConfigDict({"line": own["warm"], "at_steps": tuple(range(*own["decay"])), "factor": own["rate"]})
-    rates = own["lr"] * jax.vmap(schedules.adapt(options, 0, 0))(jnp.arange(own["steps"]))
+    schedule = META["schedule"]
+    options = ConfigDict(
+        {"line": schedule["warm"], "at_steps": tuple(range(*schedule["decay"])), "factor": schedule["rate"]}
+    )
+    rates = schedule["lr"] * jax.vmap(schedules.adapt(options, 0, 0))(jnp.arange(schedule["steps"]))
     np.testing.assert_allclose(rates, ARRAYS["schedule/lr_used"], rtol=1e-6)
     published = config("i2t,f30k").optim.schedule
     assert (tuple(published.line), tuple(published.at_steps)) == ((0.5, 2.0, 4000), (10000, 13000, 16000, 19000))
@@ -246,8 +248,8 @@ def test_padding_and_other_items_change_nothing(case):
     filled = [side._replace(id=np.where(np.arange(10) < 8, side.id, -1)) for side in filled]
     again, same = train(variables, *filled)
     np.testing.assert_allclose(again[:8, :8], scores, atol=2e-6)
-    for one, two in zip(jax.tree.leaves(stats), jax.tree.leaves(same), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-6)
+    for first, second in zip(jax.tree.leaves(stats), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 def test_blocks_change_nothing(case):
@@ -265,6 +267,6 @@ def test_blocks_change_nothing(case):
     value, grads = (jax.jit(jax.value_and_grad(partial(loss, block=None), allow_int=True)))(sides)
     again, same = (jax.jit(jax.value_and_grad(partial(loss, block=Block(3, 2, 5)), allow_int=True)))(sides)
     assert float(again) == pytest.approx(float(value), rel=1e-5)
-    for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(same), strict=True):
-        if one.dtype == jnp.float32:
-            np.testing.assert_allclose(two, one, atol=2e-5 * max(1.0, np.abs(one).max()))
+    for first, second in zip(jax.tree.leaves(grads), jax.tree.leaves(same), strict=True):
+        if first.dtype == jnp.float32:
+            np.testing.assert_allclose(second, first, atol=2e-5 * max(1.0, np.abs(first).max()))

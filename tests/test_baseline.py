@@ -22,8 +22,8 @@ def correlated(rho, *, n_images=4000, noise=3, seed=0):
     row = np.repeat(np.arange(n_images), random.integers(1, 4, n_images))
     hidden = random.normal(size=(n_images, len(rho)))
     image = np.concatenate([hidden, random.normal(size=(n_images, noise))], axis=1)
-    told = rho * hidden[row] + np.sqrt(1 - np.square(rho)) * random.normal(size=(len(row), len(rho)))
-    text = np.concatenate([told, random.normal(size=(len(row), noise))], axis=1)
+    described = rho * hidden[row] + np.sqrt(1 - np.square(rho)) * random.normal(size=(len(row), len(rho)))
+    text = np.concatenate([described, random.normal(size=(len(row), noise))], axis=1)
     mix = [random.normal(size=(side.shape[1],) * 2) for side in (image, text)]
     return baseline.Items((image @ mix[0] + 3).astype(np.float32), scipy.sparse.csr_array(text @ mix[1] - 1), row)
 
@@ -67,8 +67,8 @@ def test_power_weights_the_directions():
     rho = np.array([1, 0.5, 0.2, 0.1])
 
     def expected(weight):
-        one, two = image * weight, text * weight
-        scores = one @ two.T / np.linalg.norm(one, axis=1)[:, None] / np.linalg.norm(two, axis=1)
+        x, y = image * weight, text * weight
+        scores = x @ y.T / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(y, axis=1)
         return (scores > scores[row, np.arange(18)]).sum(axis=0)
 
     for setting, weight in [((4, 2.0), rho**2), ((4, 0.0), np.ones(4)), ((2, 1.0), rho * [1, 1, 0, 0])]:
@@ -149,9 +149,9 @@ def test_scaling_makes_members_equal():
     rng = np.random.default_rng(0)
     image, text = rng.normal(size=(6, 4)), rng.normal(size=(9, 4))
     members = [Member(lambda _, i, t, f=factor: f * (i @ t.T), None, image, text) for factor in (1.0, 50.0)]
-    one, other = (scaled(member, member).scores() for member in members)
-    np.testing.assert_allclose(one, other)
-    np.testing.assert_allclose(one.std(), 1.0)
+    first, second = (scaled(member, member).scores() for member in members)
+    np.testing.assert_allclose(first, second)
+    np.testing.assert_allclose(first.std(), 1.0)
 
 
 FIGURES = {  # of a regularised CCA on these features, in the README of the data

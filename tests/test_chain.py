@@ -68,8 +68,8 @@ PARAMS, TOKEN = tree("w"), ARRAYS["in/char"]
 
 def test_the_parameters_are_all_of_the_original():
     batch = Batch(images(ARRAYS["in/feature"]), texts(TOKEN))
-    own: Any = jax.eval_shape(make().init, jax.random.key(0), batch)["params"]
-    assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, PARAMS)
+    ours: Any = jax.eval_shape(make().init, jax.random.key(0), batch)["params"]
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, PARAMS)
 
 
 def test_branches_of_a_caption_without_padding():
@@ -155,7 +155,7 @@ def test_receptive_fields_by_finite_differences(variant, fields):
         token = random.integers(3, 75, (1, length))
         changed = np.where(np.eye(length, dtype=bool), random.integers(3, 75, (length, length)), token)
         both = run(params, np.concatenate([token, changed]), np.ones((length + 1, length), bool))
-        before, after = ([(x[rows], own[rows]) for x, own in both] for rows in (slice(1), slice(1, None)))
+        before, after = ([(x[rows], valid[rows]) for x, valid in both] for rows in (slice(1), slice(1, None)))
         for reach, (old, _), (new, _) in zip(seen, before, after, strict=True):
             stride = round(length / old.shape[1])
             middle = slice(place // stride - 5, place // stride + 6)
@@ -184,9 +184,9 @@ def test_a_block_of_tokens_is_that_of_one_hot_vectors():
 
     for method, x in (("of_tokens", TOKEN), ("__call__", one_hot)):
         assert block.apply(params, x, method=method).shape == (*TOKEN.shape, 6)
-    one, two = jax.grad(run)(params, TOKEN, "of_tokens"), jax.grad(run)(params, one_hot, "__call__")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
-    assert not one["params"]["kernel"][:, 0].any()
+    first, second = jax.grad(run)(params, TOKEN, "of_tokens"), jax.grad(run)(params, one_hot, "__call__")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, second)
+    assert not first["params"]["kernel"][:, 0].any()
 
 
 def test_initial_values():

@@ -76,15 +76,15 @@ def test_losses_and_gradients(golden, pool, hardness):
     value, gradient = jax.value_and_grad(loss, (0, 1))(region, word[:6])
     kind, variant = ("sum", "max")[hardness], f"VHACoding/{POOL[pool]}"
     close(value, arrays[f"loss_{kind}/{variant}"], 2e-5)
-    for side, own in zip(("region", "word"), gradient, strict=True):
-        close(own, arrays[f"grad_{kind}/{variant}/{side}"], 5e-5)
+    for side, grad in zip(("region", "word"), gradient, strict=True):
+        close(grad, arrays[f"grad_{kind}/{variant}/{side}"], 5e-5)
 
 
 def chan_infonce(scores, temperature, margin=0.0):
     """CHAN's InfoNCE, mean over items, sum of both directions: with margin 0 it is twice CLIP's."""
-    own, off = jnp.diag(scores), margin * (1 - jnp.eye(len(scores)))
-    rows = jax.nn.logsumexp((scores - own[:, None] + off) / temperature, axis=1)
-    return jnp.mean(rows + jax.nn.logsumexp((scores - own + off) / temperature, axis=0))
+    matched, off = jnp.diag(scores), margin * (1 - jnp.eye(len(scores)))
+    rows = jax.nn.logsumexp((scores - matched[:, None] + off) / temperature, axis=1)
+    return jnp.mean(rows + jax.nn.logsumexp((scores - matched + off) / temperature, axis=0))
 
 
 def test_infonce_of_the_scores(golden):
@@ -175,8 +175,8 @@ def test_model_ignores_padding_and_other_items(original):
     close(scores, expected)
     assert not np.asarray(region.feature)[~mask].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    one = Images({"region": feature[1:2, :3]}, mask[1:2, :3], image.id[1:2])
-    close(regions(model, params, one).feature, region.feature[1:2, :3])
+    alone = Images({"region": feature[1:2, :3]}, mask[1:2, :3], image.id[1:2])
+    close(regions(model, params, alone).feature, region.feature[1:2, :3])
 
 
 def test_dropped_regions_are_as_if_absent(original):

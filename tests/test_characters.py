@@ -65,11 +65,11 @@ def test_a_larger_share_changes_more_of_the_same():
 
 def test_noise_depends_on_seed_and_caption_alone():
     captions = [[CAPTION, CAPTION], [CAPTION]]
-    one = noisy(captions, 0.2, 7)
-    assert [len(texts) for texts in one] == [2, 1]
-    assert one == noisy(captions, 0.2, 7) != noisy(captions, 0.2, 8)
-    assert len({text for texts in one for text in texts}) == 3
-    assert noisy([["x", CAPTION]], 0.2, 7)[0][1] == one[0][1]
+    first = noisy(captions, 0.2, 7)
+    assert [len(texts) for texts in first] == [2, 1]
+    assert first == noisy(captions, 0.2, 7) != noisy(captions, 0.2, 8)
+    assert len({text for texts in first for text in texts}) == 3
+    assert noisy([["x", CAPTION]], 0.2, 7)[0][1] == first[0][1]
     assert noisy([[""]], 0.2, 7) == [[""]]
 
 

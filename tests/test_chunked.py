@@ -75,11 +75,11 @@ def test_cross_entropies_equal_their_definition(name, seed):
     scores, positive, where = example(seed)
     total = 0.0
     for b, c in zip(*np.nonzero(positive & where), strict=True):
-        own = scores[b, c]
+        matched = scores[b, c]
         row = scores[b][where[b] & ~positive[b]]
         column = scores[:, c][where[:, c] & ~positive[:, c]]
         for negatives in (row, column):
-            total -= 0.5 * np.log(np.exp(own) / (np.exp(own) + np.exp(negatives).sum()))
+            total -= 0.5 * np.log(np.exp(matched) / (np.exp(matched) + np.exp(negatives).sum()))
     if name == "sigmoid":
         sign = np.where(positive, 1.0, -1.0)
         total = -np.sum(np.log(1 / (1 + np.exp(-sign * scores)))[where])

@@ -36,7 +36,7 @@ def golden(case):
     options = json.loads(str(arrays["meta"]))["options"]
     if file == "adapt":
         options = options["models"][prefix.strip("/")]
-    return {own.removeprefix(prefix): arrays[own] for own in arrays.files if own.startswith(prefix)}, options
+    return {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}, options
 
 
 def options_of(case, options):
@@ -64,12 +64,12 @@ def options_of(case, options):
 def build(case, folder, *, layout=zipped, drop=(), add=None, state=None, opt=None, **changes):
     """A checkpoint of a golden case as the original's trainer saves it, ``changes`` are of its options."""
     arrays, options = golden(case)
-    weights = {own.removeprefix("w/"): array for own, array in arrays.items() if own.startswith("w/")}
-    weights = {own: array.astype("i8") if own.endswith("tracked") else array for own, array in weights.items()}
-    weights = {own: array for own, array in weights.items() if own not in drop} | (add or {})
-    own, made = options_of(case, options), Tensors()
+    weights = {ours.removeprefix("w/"): array for ours, array in arrays.items() if ours.startswith("w/")}
+    weights = {ours: array.astype("i8") if ours.endswith("tracked") else array for ours, array in weights.items()}
+    weights = {ours: array for ours, array in weights.items() if ours not in drop} | (add or {})
+    ours, tensors = options_of(case, options), Tensors()
     for key, value in changes.items():
-        target = own
+        target = ours
         *groups, last = key.split("__")
         for group in groups:
             target = target[group]
@@ -80,55 +80,61 @@ def build(case, folder, *, layout=zipped, drop=(), add=None, state=None, opt=Non
         outer = {key: x for key, x in weights.items() if not key.startswith("similarity.")}
         for prefix in ("similarity.similarity.", "ml_similarity.similarity."):
             outer |= {prefix + key: x for key, x in inner.items()}
-        moments = {"state": {0: {"step": 3, "exp_avg": made(np.ones((2, 2), "f4"))}}, "param_groups": []}
-        value = {"model": made.state(outer), "optimizer": moments, "iteration": 77, "args": addict(own), "rsum": 500.0}
+        moments = {"state": {0: {"step": 3, "exp_avg": tensors(np.ones((2, 2), "f4"))}}, "param_groups": []}
+        value = {
+            "model": tensors.state(outer),
+            "optimizer": moments,
+            "iteration": 77,
+            "args": addict(ours),
+            "rsum": 500.0,
+        }
     else:
         sides = [
             {key.split("/")[1]: x for key, x in weights.items() if key.startswith(side)} for side in ("img/", "txt/")
         ]
         value = {
             "epoch": 4,
-            "model": [made.state(side) for side in sides] if state is None else state,
+            "model": [tensors.state(side) for side in sides] if state is None else state,
             "best_rsum": 400.0,
-            "opt": instance("argparse", "Namespace", own) if opt is None else opt,
+            "opt": instance("argparse", "Namespace", ours) if opt is None else opt,
             "Eiters": 99,
         }
     path = folder / "model_best.pth.tar"
     path.write_bytes(
-        zipped(value, made.storages) if layout is zipped else stream(value, made.storages, sizes=made.sizes)
+        zipped(value, tensors.storages) if layout is zipped else stream(value, tensors.storages, sizes=tensors.sizes)
     )
     return path
 
 
-def inputs(case, made):
+def inputs(case, converted):
     arrays, _ = golden(case)
     feature, token, rows = arrays["in/feature"], arrays["in/token"], np.arange(8)
     regions = feature.shape[1] if feature.ndim == 3 else 1
     length = arrays.get("in/feature_length", np.full(8, regions))
-    image = Images({made.config.model.feature: feature}, np.arange(regions) < length[:, None], rows)
+    image = Images({converted.config.model.feature: feature}, np.arange(regions) < length[:, None], rows)
     return image, Texts(token, np.arange(token.shape[1]) < arrays["in/length"][:, None], rows, rows, rows)
 
 
-def outputs(case, made, token=None):
+def outputs(case, converted, token=None):
     """Scores, and what the two sides are before them, as the golden arrays name them."""
-    image, text = inputs(case, made)
+    image, text = inputs(case, converted)
     text = text if token is None else text._replace(token=token)
 
     @jax.jit
     def compute(variables):
-        def encode(method, own):
-            return made.model.apply(variables, own, train=False, method=method)[0]
+        def encode(method, keye):
+            return converted.model.apply(variables, keye, train=False, method=method)[0]
 
         sides = encode("encode_image", image), encode("encode_text", text)
-        out = {"score": made.model.apply(variables, *sides, method="score")}
+        out = {"score": converted.model.apply(variables, *sides, method="score")}
         if CASES[case][0] == "scan":
             return out | {"region": sides[0]["region"].feature, "word": sides[1]["word"].feature}
         if CASES[case][0] == "adapt":
             encoders = (("region", "regions", image), ("word", "words", text))
-            return out | {own: made.model.apply(variables, x, method=method) for own, method, x in encoders}
+            return out | {key: converted.model.apply(variables, x, method=method) for key, method, x in encoders}
         return out | {"image": sides[0], "caption": sides[1]}
 
-    return compute(made.variables)
+    return compute(converted.variables)
 
 
 def check(case, found):
@@ -139,19 +145,19 @@ def check(case, found):
 
 @pytest.mark.parametrize(("case", "file"), [("scan t2i", "scan"), ("vsepp", "vsepp")])
 def test_the_originals_own_checkpoints_score_as_they_did(case, file):
-    made = flow.convert(CASES[case][0], GOLDEN / f"{file}_checkpoint.pth.tar")
-    check(case, outputs(case, made))
-    assert made.vocabulary is None and made.unused == []
-    assert made.facts.image == {"scan": {"region": Feature((None, 40))}, "vsepp": {"global": Feature((48,))}}[file]
+    converted = flow.convert(CASES[case][0], GOLDEN / f"{file}_checkpoint.pth.tar")
+    check(case, outputs(case, converted))
+    assert converted.vocabulary is None and converted.unused == []
+    assert converted.facts.image == {"scan": {"region": Feature((None, 40))}, "vsepp": {"global": Feature((48,))}}[file]
 
 
 @pytest.mark.parametrize("layout", [zipped, stream])
 @pytest.mark.parametrize("case", CASES)
 def test_built_checkpoints_score_as_the_original(case, layout, tmp_path):
-    made = flow.convert(CASES[case][0], build(case, tmp_path, layout=layout))
-    check(case, outputs(case, made))
-    leaves = flat(made.variables)
-    assert made.mapped.keys() == leaves.keys()
+    converted = flow.convert(CASES[case][0], build(case, tmp_path, layout=layout))
+    check(case, outputs(case, converted))
+    leaves = flat(converted.variables)
+    assert converted.mapped.keys() == leaves.keys()
     assert {leaf.dtype for leaf in leaves.values()} == {np.dtype("float32")}
 
 
@@ -170,12 +176,12 @@ def test_the_report_names_every_tensor(tmp_path):
 
 def test_wrappers_and_wider_numbers_do_not_matter(tmp_path):
     arrays, _ = golden("vse_infty")
-    weights = {own: array for own, array in arrays.items() if own.startswith("w/")}
+    weights = {key: array for key, array in arrays.items() if key.startswith("w/")}
     add = {
-        own.removeprefix("w/").replace("/", "/module."): x.astype("f8" if x.ndim else "i8")
-        for own, x in weights.items()
+        key.removeprefix("w/").replace("/", "/module."): x.astype("f8" if x.ndim else "i8")
+        for key, x in weights.items()
     }
-    path = build("vse_infty", tmp_path, drop=[own.removeprefix("w/") for own in weights], add=add)
+    path = build("vse_infty", tmp_path, drop=[key.removeprefix("w/") for key in weights], add=add)
     check("vse_infty", outputs("vse_infty", flow.convert("vse_infty", path)))
     twice = build("scan t2i", tmp_path, add={"img/module.fc.bias": np.zeros(24, "f4")})
     with pytest.raises(CheckpointError, match="two tensors of the checkpoint have the same name"):
@@ -183,27 +189,27 @@ def test_wrappers_and_wider_numbers_do_not_matter(tmp_path):
 
 
 def test_options_become_config(tmp_path):
-    made = flow.convert(
+    converted = flow.convert(
         "scan", build("scan i2t", tmp_path, agg_func="Sum", raw_feature_norm="no_norm", lambda_softmax=7)
     )
-    model = made.config.model
+    model = converted.config.model
     assert (model.direction, model.pool, model.norm, model.smooth) == ("i2t", "sum", "no_norm", 7.0)
-    made = flow.convert("vsepp", build("order", tmp_path, no_imgnorm=True, data_name="coco_precomp", num_epochs=3))
-    model = made.config.model
+    converted = flow.convert("vsepp", build("order", tmp_path, no_imgnorm=True, data_name="coco_precomp", num_epochs=3))
+    model = converted.config.model
     assert (model.measure, model.absolute, model.normalise_train, model.normalise_test) == (
         "order_root",
         True,
         False,
         False,
     )
-    assert (made.config.loss.margin, made.config.loss.hardness, made.config.epochs) == (0.05, 0.0, 3.0)
-    assert made.config.data.dir == "data/coco"
+    assert (converted.config.loss.margin, converted.config.loss.hardness, converted.config.epochs) == (0.05, 0.0, 3.0)
+    assert converted.config.data.dir == "data/coco"
     names = [f"txt/rnn.{kind}_l0_reverse" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    made = flow.convert("scan", build("scan t2i", tmp_path, drop=names, bi_gru=False))
-    assert not made.config.model.bidirectional and len(made.mapped) == 7
-    made = flow.convert("adapt", build("adapt t2i", tmp_path))
-    assert made.config.model.compat_padding and made.config.data.batch_size == 105
-    assert any("padding counts" in note for note in made.notes)
+    converted = flow.convert("scan", build("scan t2i", tmp_path, drop=names, bi_gru=False))
+    assert not converted.config.model.bidirectional and len(converted.mapped) == 7
+    converted = flow.convert("adapt", build("adapt t2i", tmp_path))
+    assert converted.config.model.compat_padding and converted.config.data.batch_size == 105
+    assert any("padding counts" in note for note in converted.notes)
 
 
 CNN = {"img/cnn.features.0.weight": np.zeros((2, 2), "f4")}
@@ -275,9 +281,9 @@ def test_a_checkpoint_of_another_system_is_not_taken(tmp_path):
 # Vocabularies
 
 
-def theirs(own, order=(0, 1, 2, 3)):
+def theirs(ours, order=(0, 1, 2, 3)):
     """The original's JSON with the special words in another order."""
-    listed = [*(own[k] for k in order), *own[4:]]
+    listed = [*(ours[k] for k in order), *ours[4:]]
     ids = {word: k for k, word in enumerate(listed)}
     return {"word2idx": ids, "idx2word": {str(k): word for word, k in ids.items()}, "idx": len(listed)}
 
@@ -325,21 +331,21 @@ def test_special_words_in_another_order_are_moved(tmp_path):
     """ADAPT's come as <pad>, <unk>, <start>, <end>; both of its word tables and every score follow."""
     path = tmp_path / "vocab.json"
     path.write_text(json.dumps(theirs(OURS, order=(0, 3, 1, 2))))
-    made = flow.convert("adapt", build("adapt t2i", tmp_path), path)
-    assert made.vocabulary is not None and made.vocabulary.words == OURS
-    assert any("rows of the word tables were moved" in note for note in made.notes)
+    converted = flow.convert("adapt", build("adapt t2i", tmp_path), path)
+    assert converted.vocabulary is not None and converted.vocabulary.words == OURS
+    assert any("rows of the word tables were moved" in note for note in converted.notes)
     ours = np.array([0, 3, 1, 2, *range(4, 60)])  # our id of each of their words
     token = ours[golden("adapt t2i")[0]["in/token"]]
-    check("adapt t2i", outputs("adapt t2i", made, token))
+    check("adapt t2i", outputs("adapt t2i", converted, token))
 
 
 def test_the_mask_of_vse_infty_is_no_word(tmp_path):
     checkpoint, path = build("vse_infty", tmp_path), tmp_path / "vocab.json"
     for listed in (OURS[:-1], [*OURS[:-1], "<mask>"]):
         path.write_text(json.dumps(theirs(listed)))
-        made = flow.convert("vse_infty", checkpoint, path)
-        assert made.vocabulary is not None and made.vocabulary.words == OURS[:-1]
-        check("vse_infty", outputs("vse_infty", made))
+        converted = flow.convert("vse_infty", checkpoint, path)
+        assert converted.vocabulary is not None and converted.vocabulary.words == OURS[:-1]
+        check("vse_infty", outputs("vse_infty", converted))
 
 
 # The whole way

@@ -125,8 +125,8 @@ def padded(noise):
     feature = np.pad(ARRAYS["in/image"], ((0, 2), (0, 0)), constant_values=noise)
     vector = np.pad(ARRAYS["in/sentence"], ((0, 3), (0, 0)), constant_values=-noise)
     image = Images({"global": feature}, np.ones((9, 1), bool), np.append(np.arange(7), [-1, -1]))
-    row, image_id, own = (np.append(x, [y] * 3) for x, y in ((ROW, 8), (ROW, -1), (np.arange(14), -1)))
-    return Batch(image, Texts(None, np.ones((17, 1), bool), row, image_id, own, {"fisher": vector}))
+    row, image_id, caption_id = (np.append(x, [y] * 3) for x, y in ((ROW, 8), (ROW, -1), (np.arange(14), -1)))
+    return Batch(image, Texts(None, np.ones((17, 1), bool), row, image_id, caption_id, {"fisher": vector}))
 
 
 @pytest.mark.parametrize("bn_position", ["hidden", "output"])
@@ -174,10 +174,10 @@ def test_regions_are_averaged():
         random.normal(size=(7, 3, 14)).astype(np.float32),
         np.arange(3) < np.array([3, 1, 2, 3, 3, 2, 1])[:, None],
     )
-    mean = np.stack([own[real].mean(0) for own, real in zip(region, mask, strict=True)])
+    mean = np.stack([item[real].mean(0) for item, real in zip(region, mask, strict=True)])
     images = [Images({"region": region}, mask, np.arange(7)), Images({"region": mean}, mask[:, :1], np.arange(7))]
     model = Model(embed_dim=10, hidden_dim=16, feature="region")
-    of_regions, of_means = (encode(model, VARIABLES, Batch(own, BATCH.text), train=False)[0] for own in images)
+    of_regions, of_means = (encode(model, VARIABLES, Batch(item, BATCH.text), train=False)[0] for item in images)
     close(of_regions, of_means)
 
 

@@ -34,11 +34,13 @@ def ragged(sign=1.0, pad=0.0):
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 def test_equals_its_definition_and_padding_never_wins(direction, pool):
     score = partial(sum_max, direction=direction, pool=pool, temperature=2.0)
-    own = {"sum": np.sum, "mean": np.mean, "max": np.max, "lse": lambda best: np.log(np.sum(np.exp(best / 2.0)))}[pool]
+    pools = {"sum": np.sum, "mean": np.mean, "max": np.max, "lse": lambda best: np.log(np.sum(np.exp(best / 2.0)))}[
+        pool
+    ]
     for sign in (1.0, -1.0):  # below zero, zero padding would win
         region, p, word, q = ragged(sign)
         product = [[v[i] @ s[j].T for s, j in zip(word, q, strict=True)] for v, i in zip(region, p, strict=True)]
-        expected = np.array([[own(one.max({"t2i": 0, "i2t": 1}[direction])) for one in row] for row in product])
+        expected = np.array([[pools(pair.max({"t2i": 0, "i2t": 1}[direction])) for pair in row] for row in product])
         close(score(region, p, word, q), expected)
         close(score(*ragged(sign, pad=99.0)), expected)
         close(score(region[1:2], p[1:2], word[2:3], q[2:3]), expected[1:2, 2:3])
@@ -58,9 +60,9 @@ def test_empty_sides_score_zero_with_finite_gradients(direction, pool):
     with jax.debug_nans(True):  # padding captions are common: a search for NaNs must not stop at them
         gradient, scores = jax.grad(total, (0, 1), has_aux=True)(region, word)
     close(scores, np.where((np.arange(4) == 1)[:, None] | (np.arange(5) == 3), 0.0, full), 1e-6)
-    for own, mask in zip(gradient, (region_mask, word_mask), strict=True):
-        assert np.isfinite(own).all()
-        assert not np.asarray(own)[~mask].any()
+    for grad, mask in zip(gradient, (region_mask, word_mask), strict=True):
+        assert np.isfinite(grad).all()
+        assert not np.asarray(grad)[~mask].any()
 
 
 def test_numbers_are_safe():
@@ -122,8 +124,8 @@ def oracle(params, batch):
         fragments = np.vstack([feature[real].mean(0), feature[real]]) @ p["kernel"] + p["bias"]
         for j, (token, mask) in enumerate(zip(batch.text.token, batch.text.mask, strict=True)):
             scores[k, j] = (fragments @ brnn(params, token[mask]).T).max(0).sum()
-    own = np.diag(scores)
-    hinge = np.maximum(scores - own[:, None] + 1, 0) + np.maximum(scores - own + 1, 0)
+    matched = np.diag(scores)
+    hinge = np.maximum(scores - matched[:, None] + 1, 0) + np.maximum(scores - matched + 1, 0)
     return scores, hinge[~np.eye(len(scores), dtype=bool)].sum()
 
 
@@ -161,8 +163,8 @@ def test_model_ignores_padding_and_survives_empty_items(options):
     close(scores, run(params, batch)[1])
     assert not np.asarray(scores)[1].any()
     assert not np.asarray(scores)[:, 2].any()
-    one = Batch(jax.tree.map(lambda x: x[3:], image), jax.tree.map(lambda x: x[:1], text))
-    close(run(params, one)[1], np.asarray(scores)[3:, :1])
+    alone = Batch(jax.tree.map(lambda x: x[3:], image), jax.tree.map(lambda x: x[:1], text))
+    close(run(params, alone)[1], np.asarray(scores)[3:, :1])
     for method, items in (("encode_image", image), ("encode_text", text)):
         fragments, _ = model.apply({"params": params}, items, train=False, method=method)
         assert not np.asarray(fragments.feature)[~fragments.mask].any()
@@ -175,8 +177,8 @@ def test_dropout_acts_before_every_matrix_but_the_recurrent_ones():
     mute = {**params, "brnn": {**params["brnn"], "input": {**params["brnn"]["input"], "kernel": jnp.zeros((5, 8))}}}
     params["project"] = {"kernel": jnp.eye(7, 8), "bias": jnp.zeros(8)}
     cases = (params, "image", True), (mute, "text", True), (params, "text", False)  # mute: W_e reads no dropout
-    for own, side, doubled in cases:
-        run = partial(model.apply, {"params": own}, getattr(batch, side), method=f"encode_{side}")
+    for weights, side, doubled in cases:
+        run = partial(model.apply, {"params": weights}, getattr(batch, side), method=f"encode_{side}")
         plain = np.asarray(run(train=False)[0].feature)
         seen = np.asarray(run(train=True, rngs={"dropout": jax.random.key(0)})[0].feature)
         live = plain != 0

@@ -196,16 +196,18 @@ def test_qdrant_goes_on_and_is_found_again(qdrant, tmp_path, monkeypatch):
         return upsert(self, *args, **kwargs)
 
     monkeypatch.setattr(qdrant.QdrantClient, "upsert", failing)
-    made = []
+    clients = []
     init = qdrant.QdrantClient.__init__
-    monkeypatch.setattr(qdrant.QdrantClient, "__init__", lambda self, *a, **k: made.append(self) or init(self, *a, **k))
+    monkeypatch.setattr(
+        qdrant.QdrantClient, "__init__", lambda self, *a, **k: clients.append(self) or init(self, *a, **k)
+    )
     with pytest.raises(UsageError, match=r"Qdrant at .*: gone; start it"):
         engines.Qdrant(vectors, str(tmp_path / "q"), "mine")
-    made.pop().close()
+    clients.pop().close()
     engine = engines.Qdrant(vectors, str(tmp_path / "q"), "mine")
     assert len(calls) == 5  # two, one that failed, the two that were missing
     np.testing.assert_array_equal(engine.search(vectors[:3], 2)[1], engines.Exact(vectors).search(vectors[:3], 2)[1])
-    made.pop().close()
+    clients.pop().close()
     engines.Qdrant(vectors, str(tmp_path / "q"), "mine")
     assert len(calls) == 5
 

@@ -71,13 +71,13 @@ def build(spec):
 def draw(features, images=5, captions=7, regions=6):
     rng = np.random.default_rng(0)
     regional = any(None in shape for shape in features.values())
-    own = {
+    arrays = {
         name: rng.normal(size=(images, *(regions if n is None else n for n in shape))).astype(np.float32)
         for name, shape in features.items()
     }
     mask = np.arange(regions) < rng.integers(2, regions + 1, (images, 1)) if regional else np.ones((images, 1), bool)
     sentences = [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(captions)]
-    return own, mask, sentences
+    return arrays, mask, sentences
 
 
 def sides(model, features, mask, vocabulary, sentences):
@@ -110,10 +110,10 @@ def test_exported_scores_are_the_live_ones(spec, tmp_path):
     parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, **parts)
     m = xmodal_jax.load(tmp_path / "b")
-    own, mask, sentences = draw(features)
-    image, text = sides(model, own, mask, vocabulary, sentences)
+    arrays, mask, sentences = draw(features)
+    image, text = sides(model, arrays, mask, vocabulary, sentences)
     want = live(model, variables, image, text)
-    images = m.embed_images(own, mask)
+    images = m.embed_images(arrays, mask)
     texts = m.embed_texts(sentences) if vocabulary else m.embed_vectors(text.feature)
     got = m.score(images, texts)
     assert got.shape == want.shape
@@ -124,11 +124,11 @@ def test_exported_scores_are_the_live_ones(spec, tmp_path):
     if model.has("begin"):
         assert vocabulary is not None
         speaker = Speaker(model, vocabulary, Decoding(), batch_size=4)
-        assert m.caption(own, mask) == speaker.say(variables, image)
+        assert m.caption(arrays, mask) == speaker.say(variables, image)
         assert m.paraphrase(sentences) == speaker.say(variables, text)
         beam = Decoding("beam", beams=3, longest=6)
         other = Speaker(model, vocabulary, beam, batch_size=4)
-        assert m.caption(own, mask, decoding=beam) == other.say(variables, image)
+        assert m.caption(arrays, mask, decoding=beam) == other.say(variables, image)
     if "attention" in m.manifest["functions"]:
         weight = m.attend(take(images, [0]), [sentences[0]])[0, 0]
         assert weight.shape[0] == 8
@@ -143,7 +143,7 @@ def test_parameters_that_nothing_reads_stay_behind():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def exported(tmp_path_factory):
     """A bundle of a two-epoch run, through the command line."""
     folder = tmp_path_factory.mktemp("export")
     planted(folder / "data")
@@ -184,8 +184,8 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
     m = xmodal_jax.load(tmp_path / "b")
-    own, mask, sentences = draw(features)
-    want = m.score(m.embed_images(own, mask), m.embed_texts(sentences))
+    arrays, mask, sentences = draw(features)
+    want = m.score(m.embed_images(arrays, mask), m.embed_texts(sentences))
     ids, lengths = m.tokens(sentences)
 
     def run(name, feed):
@@ -197,7 +197,7 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
         outputs: Any = session.run(None, feed)
         return dict(zip([node.name for node in session.get_outputs()], outputs, strict=True))
 
-    image = run("encode_image", {**own, "mask": mask})
+    image = run("encode_image", {**arrays, "mask": mask})
     text = run("encode_text", {"token": ids, "mask": np.arange(ids.shape[1]) < lengths[:, None]})
     got = run("score", {**image, **text})["score"]
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
@@ -214,37 +214,41 @@ def test_a_graph_that_onnx_cannot_hold_is_one_sentence_and_writes_nothing(tmp_pa
 
 
 @pytest.mark.parametrize("module", ["jax2onnx", "onnxruntime"])
-def test_onnx_without_its_extra_is_one_sentence_and_writes_nothing(module, made, tmp_path, capsys, monkeypatch):
+def test_onnx_without_its_extra_is_one_sentence_and_writes_nothing(module, exported, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", sys)  # stands in where the extra is not installed
     monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
-    assert cli.run(["export", "--workdir", str(made / "run"), "--onnx", "--out", str(tmp_path / "b")]) == 2
+    assert cli.run(["export", "--workdir", str(exported / "run"), "--onnx", "--out", str(tmp_path / "b")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"xmodal: This command needs {module} (")
     assert line.endswith('; install it with pip install "xmodal_jax[onnx]".')
     assert not (tmp_path / "b").exists()
 
 
-def test_a_bundle_needs_neither_models_nor_tensorflow(made):
+def test_a_bundle_needs_neither_models_nor_tensorflow(exported):
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(made / "bundle")], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", ALONE, str(exported / "bundle")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.stdout == "(3, 2)\n", done.stderr[-2000:]
 
 
-def test_the_card_tells_data_and_recall(made):
-    card = (made / "bundle" / "README.md").read_text()
+def test_the_card_tells_data_and_recall(exported):
+    card = (exported / "bundle" / "README.md").read_text()
     assert "t2i R@1" in card
     assert re.search(r"\| data \| planted, manifest [0-9a-f]{12}, 20 words \|", card)
-    assert xmodal_jax.load(made / "bundle").system == "scan"
+    assert xmodal_jax.load(exported / "bundle").system == "scan"
 
 
-def test_one_flipped_bit_is_named(made, tmp_path):
-    names = [*json.loads((made / "bundle" / "manifest.json").read_text())["files"], "manifest.json"]
+def test_one_flipped_bit_is_named(exported, tmp_path):
+    names = [*json.loads((exported / "bundle" / "manifest.json").read_text())["files"], "manifest.json"]
     for name in names:
-        raw = (made / "bundle" / name).read_bytes()
+        raw = (exported / "bundle" / name).read_bytes()
         copy = tmp_path / "copy"
         copy.mkdir(exist_ok=True)
-        for other in (made / "bundle").iterdir():
+        for other in (exported / "bundle").iterdir():
             (copy / other.name).write_bytes(other.read_bytes())
         place = len(raw) // 2
         (copy / name).write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
@@ -253,9 +257,9 @@ def test_one_flipped_bit_is_named(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_damage_goes_unseen(made, tmp_path):
+def test_no_damage_goes_unseen(exported, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(made / "bundle", copy)
+    shutil.copytree(exported / "bundle", copy)
     for damage in damages(copy, flips=1000, cuts=200):
         try:
             xmodal_jax.load(copy)
@@ -265,23 +269,23 @@ def test_no_damage_goes_unseen(made, tmp_path):
     xmodal_jax.load(copy)
 
 
-def test_what_is_not_a_bundle(made, tmp_path, capsys):
+def test_what_is_not_a_bundle(exported, tmp_path, capsys):
     with pytest.raises(CheckpointError, match="does not describe an xmodal_jax bundle"):
-        xmodal_jax.load(made / "data")
+        xmodal_jax.load(exported / "data")
     with pytest.raises(CheckpointError, match="is not an xmodal_jax bundle"):
         xmodal_jax.load(tmp_path)
-    assert cli.run(["export", "--workdir", str(made / "run"), "--out", str(made / "data")]) == 4
+    assert cli.run(["export", "--workdir", str(exported / "run"), "--out", str(exported / "data")]) == 4
     assert "is not empty" in capsys.readouterr().err
     assert cli.run(["export", "--workdir", str(tmp_path), "--out", str(tmp_path / "b")]) == 4
     assert not (tmp_path / "b").exists()
-    manifest = bundles.read_manifest(made / "bundle", bundles.FORMAT, bundles.VERSION, "try again")
+    manifest = bundles.read_manifest(exported / "bundle", bundles.FORMAT, bundles.VERSION, "try again")
     outside = {**manifest, "files": {"../secret": {"bytes": 1, "sha256": ""}}}
     with pytest.raises(CheckpointError, match="lies outside"):
-        bundles.check_files(made / "bundle", outside, "try again")
+        bundles.check_files(exported / "bundle", outside, "try again")
 
 
-def test_wrong_input_is_one_sentence(made):
-    m = xmodal_jax.load(made / "bundle")
+def test_wrong_input_is_one_sentence(exported):
+    m = xmodal_jax.load(exported / "bundle")
     with pytest.raises(UsageError, match="a list of sentences"):
         m.embed_texts("two dogs")
     with pytest.raises(UsageError, match=r"\[images, regions, 8\]"):
@@ -300,16 +304,16 @@ def test_wrong_input_is_one_sentence(made):
     assert m.score(m.embed_images(np.ones((2, 5, 8))), []).shape == (2, 0)
 
 
-def test_the_lines_of_the_readme_run(made):
+def test_the_lines_of_the_readme_run(exported):
     text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-    (code,) = [own for own in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "xmodal_jax.load" in own]
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "xmodal_jax.load" in block]
     names = {"features": np.ones((3, 5, 8), np.float32)}
-    exec(code.replace("vsepp.bundle", str(made / "bundle")), names)
+    exec(code.replace("vsepp.bundle", str(exported / "bundle")), names)
     assert names["scores"].shape == (3, 1)
 
 
-def test_token_ids_are_sentences(made):
-    m = xmodal_jax.load(made / "bundle")
+def test_token_ids_are_sentences(exported):
+    m = xmodal_jax.load(exported / "bundle")
     sentences = ["two red dogs", "a cat that sits on a big table"]
     images = m.embed_images(np.random.default_rng(0).normal(size=(4, 5, 8)))
     ids, lengths = m.tokens(sentences)

@@ -111,9 +111,9 @@ def test_both_fits_find_planted_clusters(fit, capsys):
 def test_counts_are_as_good_as_occurrences():
     x, _ = blobs(each=20)
     often = np.random.default_rng(1).integers(1, 5, len(x))
-    one = fisher.start_hglmm(x, often, 3, np.random.default_rng(0))
+    first = fisher.start_hglmm(x, often, 3, np.random.default_rng(0))
     other = fisher.start_hglmm(np.repeat(x, often, axis=0), np.ones(often.sum(), int), 3, np.random.default_rng(0))
-    for got, want in zip(one, other, strict=True):
+    for got, want in zip(first, other, strict=True):
         np.testing.assert_allclose(got, want)
     often[7] = 10**6
     assert x[7] in fisher.start_hglmm(x, often, 1, np.random.default_rng(0)).mean  # drawn as it occurs

@@ -43,10 +43,10 @@ def app(system, tmp_path_factory):
 @pytest.mark.parametrize("system", ["scan.py:t2i_lse", "stt.py:stt"], indirect=True)
 def test_no_request_is_a_server_error(app, system):
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    operations = [own.ok() for own in schema.get_all_operations()]
-    assert set(SPOKEN) < {own.path for own in operations}
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert set(SPOKEN) < {result.path for result in operations}
     if system.startswith("stt"):  # what others cannot do; the rest is the same
-        operations = [own for own in operations if own.path in SPOKEN]
+        operations = [result for result in operations if result.path in SPOKEN]
     share = -(-REQUESTS // 12)  # six of the operations take a body, each in two modes; the others have few forms
     seen = collections.Counter()
     modes = list(schemathesis.GenerationMode)

@@ -87,7 +87,7 @@ def everything(data, bundle):
     m = xmodal_jax.load(bundle)
     items = index.items_of(data, "test", list(m.features))
     ((features, mask, boxes),) = list(items.read(0))
-    captions = [text for own in items.captions for text in own]
+    captions = [text for group in items.captions for text in group]
     return m, m.embed_images(features, mask), m.embed_texts(captions), items, captions, boxes
 
 
@@ -109,9 +109,9 @@ def test_what_is_stored_is_what_the_bundle_says(scan, data, tmp_path, dtype, mon
     np.testing.assert_array_equal(g.images.boxes, boxes)
     assert [line["id"] for line in g.images.lines] == items.ids
     for row, line in enumerate(g.images.lines):
-        own = [g.texts.lines[c] for c in line["captions"]]
-        assert [text["caption"] for text in own] == list(items.captions[row])
-        assert {text["image"] for text in own} == {row}
+        lines = [g.texts.lines[c] for c in line["captions"]]
+        assert [text["caption"] for text in lines] == list(items.captions[row])
+        assert {text["image"] for text in lines} == {row}
     assert g.row("test-3") == 3
     assert g.row("nobody") is None
     assert g.bundle.fingerprint == m.fingerprint
@@ -263,8 +263,8 @@ def test_another_job_is_not_mixed_in(vse, scan, data, tmp_path, monkeypatch, cap
     with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
         index.build(tmp_path / "g", bundle, items)
     (tmp_path / "g.partial" / "state.json").unlink()
-    made = index.build(tmp_path / "g", bundle, items)
-    assert index.build(tmp_path / "g", bundle, items) == made
+    built = index.build(tmp_path / "g", bundle, items)
+    assert index.build(tmp_path / "g", bundle, items) == built
     assert "nothing to do" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="was made with another dtype;"):
         index.build(tmp_path / "g", bundle, items, dtype="float32")

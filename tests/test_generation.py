@@ -125,22 +125,22 @@ def test_a_narrow_beam_is_that_of_a_plain_search(alpha):
 
 def test_a_beam_of_one_is_greedy():
     speak, source = speaker(), sources()
-    one = run(Decoding("greedy", 12), source, *speak)
+    single = run(Decoding("greedy", 12), source, *speak)
     for alpha in (0.0, 1.0):
         jax.tree.map(
-            partial(np.testing.assert_allclose, atol=1e-5), one, run(Decoding("beam", 12, 1, alpha), source, *speak)
+            partial(np.testing.assert_allclose, atol=1e-5), single, run(Decoding("beam", 12, 1, alpha), source, *speak)
         )
-    assert len(set(one.length)) > 1
+    assert len(set(single.length)) > 1
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_beam_is_at_least_as_likely_as_greedy(seed):
     """Also where a beam alone would lose greedy's sentence: an item or two of the last seed."""
     speak, source = speaker(seed), sources(64)
-    one = run(Decoding("greedy", 12), source, *speak)
+    single = run(Decoding("greedy", 12), source, *speak)
     wide = run(Decoding("beam", 12, 2, 0.0), source, *speak)
-    assert (wide.log_probability >= one.log_probability - 1e-5).all()
-    assert (wide.log_probability > one.log_probability + 1e-2).any()
+    assert (wide.log_probability >= single.log_probability - 1e-5).all()
+    assert (wide.log_probability > single.log_probability + 1e-2).any()
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
@@ -215,14 +215,16 @@ def test_sentences_do_not_depend_on_the_other_items():
 
 def test_cold_samples_and_the_smallest_nucleus_are_greedy():
     speak, source, key = speaker(), sources(), jax.random.key(0)
-    one = run(Decoding("greedy", 9), source, *speak)
+    single = run(Decoding("greedy", 9), source, *speak)
     cold = run(Decoding("sample", 9, temperature=1e-4), source, *speak, key)
     narrow = run(Decoding("sample", 9, top_p=1e-6), source, *speak, key)
     hot = run(Decoding("sample", 9, temperature=3.0), source, *speak, key)
-    np.testing.assert_array_equal(cold.token, one.token)
-    np.testing.assert_array_equal(narrow.token, one.token)
-    np.testing.assert_allclose(cold.log_probability, one.log_probability, atol=1e-5)  # the model's, not the cold one's
-    assert (hot.token != one.token).any()
+    np.testing.assert_array_equal(cold.token, single.token)
+    np.testing.assert_array_equal(narrow.token, single.token)
+    np.testing.assert_allclose(
+        cold.log_probability, single.log_probability, atol=1e-5
+    )  # the model's, not the cold one's
+    assert (hot.token != single.token).any()
 
 
 def test_equal_keys_give_equal_sentences():

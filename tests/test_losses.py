@@ -62,9 +62,9 @@ def test_joint_permutation_changes_nothing():
     scores, positive, where = example(3)
     b, c = np.random.default_rng(0).permutation(5), np.random.default_rng(1).permutation(9)
     for hardness in (0, 1):
-        one = triplet(scores, positive, where, margin=0.2, hardness=hardness)
+        loss = triplet(scores, positive, where, margin=0.2, hardness=hardness)
         two = triplet(scores[b][:, c], positive[b][:, c], where[b][:, c], margin=0.2, hardness=hardness)
-        assert float(one) == pytest.approx(float(two), rel=1e-6)
+        assert float(loss) == pytest.approx(float(two), rel=1e-6)
 
 
 @pytest.mark.parametrize("hardness", [0, 1, 0.5])
@@ -90,9 +90,9 @@ def test_hardest_negative_ties_do_not_split():
 
 
 def test_finite_without_any_negative_or_pair():
-    one = np.ones((1, 1), bool)
+    single = np.ones((1, 1), bool)
     for hardness in (0, 1, jnp.float32(0.5)):
-        value, gradient = jax.value_and_grad(lambda s, h=hardness: triplet(s, one, margin=0.2, hardness=h))(
+        value, gradient = jax.value_and_grad(lambda s, h=hardness: triplet(s, single, margin=0.2, hardness=h))(
             jnp.ones((1, 1))
         )
         assert float(value) == 0.0

@@ -55,9 +55,9 @@ def test_images_reaches_every_caption_in_time():
 def test_length_buckets_hold_one_length_a_batch_and_go_round():
     epoch = make("length_buckets", batch_size=3).epoch(0)
     lengths = [set(LENGTHS[row[row >= 0]]) for row in epoch.caption]
-    assert all(len(one) == 1 for one in lengths)
+    assert all(len(batch) == 1 for batch in lengths)
     assert sorted(epoch.caption[epoch.caption >= 0]) == list(range(20))
-    first_round = [one.pop() for one in lengths[: len(set(LENGTHS))]]
+    first_round = [batch.pop() for batch in lengths[: len(set(LENGTHS))]]
     assert first_round == sorted(set(LENGTHS))
 
 

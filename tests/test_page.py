@@ -55,8 +55,8 @@ def serving(gallery):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with serving(galleries.gallery(tmp_path_factory.mktemp("page"))) as own:
-        yield own
+    with serving(galleries.gallery(tmp_path_factory.mktemp("page"))) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -68,41 +68,41 @@ def speaking(tmp_path_factory):
             line["said"] = hostile
 
     folder = tmp_path_factory.mktemp("speaking")
-    with serving(resealed(galleries.gallery(folder, system="stt.py:stt"), folder / "hostile", spoil)) as own:
-        yield own
+    with serving(resealed(galleries.gallery(folder, system="stt.py:stt"), folder / "hostile", spoil)) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as driver:
-        own = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield own
-        own.close()
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @contextlib.contextmanager
 def opened(browser, address):
-    own = browser.new_page(viewport={"width": 1280, "height": 900})
-    own.complaints = []
-    own.on("pageerror", lambda error: own.complaints.append(str(error)))
-    own.on("console", lambda line: own.complaints.append(line.text) if line.type == "error" else None)
-    own.goto(address)
-    expect(own.locator("#facts")).to_contain_text("pictures")
-    yield own
-    assert own.evaluate("window.hurt") is None
-    own.close()
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.complaints = []
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.on("console", lambda line: tab.complaints.append(line.text) if line.type == "error" else None)
+    tab.goto(address)
+    expect(tab.locator("#facts")).to_contain_text("pictures")
+    yield tab
+    assert tab.evaluate("window.hurt") is None
+    tab.close()
 
 
 @pytest.fixture
 def page(browser, address):
-    with opened(browser, address) as own:
-        yield own
+    with opened(browser, address) as tab:
+        yield tab
 
 
 @pytest.fixture
 def speaking_page(browser, speaking):
-    with opened(browser, speaking) as own:
-        yield own
+    with opened(browser, speaking) as tab:
+        yield tab
 
 
 def search(page, text):

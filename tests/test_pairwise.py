@@ -106,8 +106,8 @@ def test_representations_without_fragments_are_scored_in_one_piece_or_in_blocks(
     np.testing.assert_allclose(whole, similarity.order(image, text))
     gradient = jax.grad(lambda i, t, block: jnp.sum(jnp.sin(pairwise.pairwise(order, {}, i, t, block=block))), (0, 1))
     blocked = gradient(image, text, Block(2, 3, 4))
-    for one, two in zip(gradient(image, text, None), blocked, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+    for first, second in zip(gradient(image, text, None), blocked, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 def make_batch(b=16, r=4, w=12, seed=0):
@@ -156,10 +156,10 @@ def test_no_device_holds_all_pairs_of_fragments(monkeypatch):
     text = Fragments(jnp.ones((b, w, d)), jnp.ones((b, w), bool))
 
     def loss(image, text, mesh):
-        def one(_, image, text):
+        def pair_score(_, image, text):
             return similarity.cross_attention(*image, *text, direction="t2i")
 
-        scores = pairwise.pairwise(one, {}, image, text, block=Block(16, 4, 16), mesh=mesh)
+        scores = pairwise.pairwise(pair_score, {}, image, text, block=Block(16, 4, 16), mesh=mesh)
         return losses.triplet(scores, np.eye(b, dtype=bool), margin=0.2, hardness=1.0)
 
     for mesh in (None, parallel.make_mesh()):

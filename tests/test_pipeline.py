@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vocabulary(dataset):
-    return Vocabulary.build((t for own in dataset.split("train").captions for t in own), 1)
+    return Vocabulary.build((t for captions in dataset.split("train").captions for t in captions), 1)
 
 
 def dense(split):
@@ -41,7 +41,7 @@ def make(dataset, vocabulary, host=0, hosts=1, boxes=False, sampler="captions", 
 def test_batches_hold_what_the_records_hold(dataset, vocabulary):
     pipeline = make(dataset, vocabulary, boxes=True)
     split = dataset.split("train")
-    texts = [text for own in split.captions for text in own]
+    texts = [text for captions in split.captions for text in captions]
     for batch in pipeline.batches(0, 3):
         items = split.read(batch.image.id.tolist())
         for i, item in enumerate(items):
@@ -81,19 +81,19 @@ def test_hosts_together_read_the_global_batch(dataset, vocabulary, hosts):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_roles_and_dense_vectors_reach_the_batch_on_every_host(dataset, vocabulary, hosts):
     split = dataset.split("train")
-    texts = [text for own in split.captions for text in own]
-    owner = np.repeat(np.arange(len(split)), [len(own) for own in split.captions])
+    texts = [text for group in split.captions for text in group]
+    owner = np.repeat(np.arange(len(split)), [len(group) for group in split.captions])
     options = {"roles": {"target": 2, "candidate": 4}, "features": dense(split)}
     plan = make(dataset, vocabulary, **options).plan(2)
     parts = [next(make(dataset, vocabulary, host, hosts, **options).batches(2, 3)) for host in range(hosts)]
     for role, wanted in (("text", plan.caption), ("target", plan.target), ("candidate", plan.candidate)):
         captions = [getattr(part, role) for part in parts]
-        ids = np.concatenate([own.id for own in captions])
+        ids = np.concatenate([group.id for group in captions])
         np.testing.assert_array_equal(ids, wanted)
-        vectors = np.concatenate([own.feature["mean"] for own in captions])
+        vectors = np.concatenate([group.feature["mean"] for group in captions])
         np.testing.assert_array_equal(vectors, dense(split)["mean"][ids])
-        for own in captions:
-            for token, mask, number in zip(own.token, own.mask, own.id, strict=True):
+        for group in captions:
+            for token, mask, number in zip(group.token, group.mask, group.id, strict=True):
                 assert token[mask].tolist() == vocabulary.encode(texts[number])
     for part in parts:
         assert part.target is not None and part.candidate is not None

@@ -35,9 +35,9 @@ def launched(output, count, argv):
         yield process
     finally:
         if process.poll() is None:
-            for one in (*ids(output), process.pid):
+            for number in (*ids(output), process.pid):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+                    os.kill(number, signal.SIGKILL)
 
 
 def ids(output):
@@ -65,18 +65,18 @@ def final(workdir):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_would(tmp_path):
-    data, one, two, output = (tmp_path / name for name in ("data", "one", "two", "output"))
+    data, single, double, output = (tmp_path / name for name in ("data", "one", "two", "output"))
     planted(data)
     options = ["batch_size=16", "minimum_count=1", f"dir={data}"]
     argv = ["train", "--config", "vse.py:vsepp,tiny", "--config.model.feature=region", "--config.steps=14"]
     argv += [f"--config.data.{option}" for option in options]
     argv += ["--config.eval.every_steps=7", "--config.checkpoint.every_steps=2", "--config.log.every_steps=1"]
     argv += ["--config.ema=0.9", "--workdir"]
-    code, said = launch(output, 1, [*argv, str(one)])
+    code, said = launch(output, 1, [*argv, str(single)])
     assert code == 0, said[-3000:]
 
-    argv.append(str(two))
-    metrics = two / "metrics.jsonl"
+    argv.append(str(double))
+    metrics = double / "metrics.jsonl"
     code, said = launch(output, 2, argv, send=signal.SIGTERM, metrics=metrics, lines=2)
     assert code == 75, said[-3000:]
     assert said.count("asked to stop: saved step") == 1
@@ -90,7 +90,7 @@ def test_two_processes_train_what_one_would(tmp_path):
     assert code == 0, said[-3000:]
     assert said.count("resumed step") == said.count("finished step") == 1
 
-    (step, best, state), (other_step, other_best, other) = final(one), final(two)
+    (step, best, state), (other_step, other_best, other) = final(single), final(double)
     assert step == other_step == 14
     assert best == other_best
     for item in state:
@@ -98,7 +98,7 @@ def test_two_processes_train_what_one_would(tmp_path):
         jax.tree.map(
             lambda a, b, top=top: np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * top), state[item], other[item]
         )
-    lines, others = (log.read(folder / "metrics.jsonl") for folder in (one, two))
+    lines, others = (log.read(folder / "metrics.jsonl") for folder in (single, double))
     times = {"wall_s", "step_s", "waited_s"}
     assert len(lines) == len(others) == 14 + 2
     for line, other in zip(lines, others, strict=True):

@@ -18,7 +18,7 @@ def ranked(random, number, strength=2.0):
     return *ranks(scores, positive), row
 
 
-def made(results, **options):
+def result_of(results, **options):
     return table.make_table(results, protocol="full", weights="raw", **options)
 
 
@@ -44,7 +44,7 @@ def test_five_folds_of_another_split_are_refused():
 def test_metrics_of_the_original_evaluator(case):
     golden = np.load(GOLDEN / "vsepp_ranks.npz")
     row = np.arange(300) // 5
-    result = made([(*ranks(golden[f"{case}/score"], np.arange(60)[:, None] == row), row)], draws=0)
+    result = result_of([(*ranks(golden[f"{case}/score"], np.arange(60)[:, None] == row), row)], draws=0)
     for way, got in (("i2t", result.i2t), ("t2i", result.t2i)):
         want = [golden[f"{case}/{way}/{name}"] for name in ("r1", "r5", "r10", "medr", "meanr")]
         np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -60,8 +60,8 @@ def test_fold_metrics_of_the_original_evaluator():
         inside = np.isin(row, fold)
         local = row[inside] - fold[0]
         results.append((*ranks(scores[fold][:, inside], np.arange(12)[:, None] == local), local))
-    result = made(results)
-    np.testing.assert_allclose([[*one, *two] for one, two in result.folds], golden["cosine/fold_metrics"], rtol=1e-6)
+    result = result_of(results)
+    np.testing.assert_allclose([[*i2t, *t2i] for i2t, t2i in result.folds], golden["cosine/fold_metrics"], rtol=1e-6)
     np.testing.assert_allclose([*result.i2t, *result.t2i], golden["cosine/fold_mean"], rtol=1e-6)
     low, high = result.interval["rsum"]
     assert low < result.rsum < high
@@ -93,7 +93,7 @@ def test_bootstrap_intervals_hold_the_estimate_and_shrink():
     random = np.random.default_rng(0)
     widths = []
     for n_images in (50, 800):
-        result = made([ranked(random, random.integers(1, 8, n_images))], draws=400)
+        result = result_of([ranked(random, random.integers(1, 8, n_images))], draws=400)
         points = dict(zip(result.interval, [*result.i2t[:3], *result.t2i[:3], result.rsum, result.mr], strict=True))
         for name, (low, high) in result.interval.items():
             assert low <= points[name] <= high, name
@@ -104,11 +104,11 @@ def test_bootstrap_intervals_hold_the_estimate_and_shrink():
 def test_bootstrap_is_repeatable_and_covers():
     random = np.random.default_rng(1)
     result = ranked(random, [5] * 200)
-    assert made([result], draws=50).interval == made([result], draws=50).interval
-    assert made([result], draws=50).interval != made([result], draws=50, seed=1).interval
-    assert made([result], draws=0).interval == {}
+    assert result_of([result], draws=50).interval == result_of([result], draws=50).interval
+    assert result_of([result], draws=50).interval != result_of([result], draws=50, seed=1).interval
+    assert result_of([result], draws=0).interval == {}
     # R@1 i2t of 200 images is binomial: the interval must be as wide as the textbook's
-    low, high = made([result], draws=2000).interval["i2t.r1"]
+    low, high = result_of([result], draws=2000).interval["i2t.r1"]
     share = table.recall(result[0]).r1 / 100
     assert (high - low) / 100 == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 200), rel=0.1)
 
@@ -117,15 +117,15 @@ def test_captions_of_an_image_are_drawn_together():
     """Five identical captions an image carry no more information than one."""
     random = np.random.default_rng(2)
     i2t, t2i, row = ranked(random, [1] * 150, strength=1.0)
-    one = made([(i2t, t2i, row)]).interval["t2i.r5"]
-    five = made([(i2t, t2i.repeat(5), row.repeat(5))]).interval["t2i.r5"]
-    assert five == pytest.approx(one)
+    interval = result_of([(i2t, t2i, row)]).interval["t2i.r5"]
+    five = result_of([(i2t, t2i.repeat(5), row.repeat(5))]).interval["t2i.r5"]
+    assert five == pytest.approx(interval)
 
 
 def test_recall_of_a_draw_is_over_the_captions_drawn():
     number = np.arange(1, 21)
     row = np.repeat(np.arange(20), number)
-    result = made([(np.zeros(20, int), np.zeros(len(row), int), row)], draws=50)
+    result = result_of([(np.zeros(20, int), np.zeros(len(row), int), row)], draws=50)
     assert all(pair == pytest.approx((100, 100)) for name, pair in result.interval.items() if "." in name)
 
 
@@ -159,9 +159,9 @@ def test_output_states_what_was_measured(capsys, weights):
 
 def test_folds_are_listed_before_their_mean(capsys):
     random = np.random.default_rng(4)
-    result = made([ranked(random, [2] * 30) for _ in range(5)], draws=0)
+    result = result_of([ranked(random, [2] * 30) for _ in range(5)], draws=0)
     table.to_screen(result, title="x")
     labels = [line.split("  ")[0] for line in capsys.readouterr().out.split("\n")[5:-1]]
     assert labels == [f"fold {i}" for i in range(1, 6)] + ["mean"]
-    assert result.i2t.medr == np.mean([one.medr for one, _ in result.folds])
+    assert result.i2t.medr == np.mean([fold.medr for fold, _ in result.folds])
     assert (result.images, result.captions) == (150, 300)

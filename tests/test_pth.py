@@ -37,12 +37,12 @@ from xmodal_jax.errors import CheckpointError
 
 MARKER = Path(tempfile.gettempdir()) / f"xmodal-attack-{os.getpid()}"
 ATTACKS = attacks(MARKER)
-NAMES = [f"{own.kind}: {own.name}" for own in ATTACKS]
+NAMES = [f"{attack.kind}: {attack.name}" for attack in ATTACKS]
 
 
 def test_there_are_attacks_of_every_class():
     assert len(set(NAMES)) == len(NAMES) >= 60
-    kinds = {own.partition(":")[0] for own in NAMES}
+    kinds = {name.partition(":")[0] for name in NAMES}
     assert kinds >= {"reduce", "nested", "setstate", "global", "instruction", "names", "bomb", "storage", "zip", "tar"}
 
 
@@ -61,18 +61,18 @@ def test_an_attack_is_refused_and_not_executed(attack, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("own", calls(MARKER))
-def test_the_same_calls_are_executed_by_pickle(own, tmp_path):
+@pytest.mark.parametrize("call", calls(MARKER))
+def test_the_same_calls_are_executed_by_pickle(call, tmp_path):
     """Otherwise the markers above would prove nothing."""
     marker = tmp_path / "executed"
     load = "import pickle, sys; pickle.loads(sys.stdin.buffer.read())"
-    data = run(calls(marker)[own], protocol=4 if "dots" in own else 2)
+    data = run(calls(marker)[call], protocol=4 if "dots" in call else 2)
     subprocess.run([sys.executable, "-c", load], input=data, capture_output=True, timeout=60)
     for _ in range(50):  # os.popen and Popen do not wait
         if marker.exists():
             return
         time.sleep(0.1)
-    pytest.fail(f"{own} makes no marker")
+    pytest.fail(f"{call} makes no marker")
 
 
 def write(folder, data):
@@ -95,7 +95,7 @@ def test_both_layouts_give_plain_data_and_arrays(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", [zipped, stream])
 def test_views_types_and_shared_storages(layout, tmp_path):
-    own = {
+    views = {
         "turned": tensor((3, 2), (1, 3)),
         "part": tensor((2,), (2,), 1),
         "scalar": tensor((), (), 0, storage("1", 1, "LongStorage")),
@@ -117,7 +117,7 @@ def test_views_types_and_shared_storages(layout, tmp_path):
         "5": b"\1\0\1",
     }
     sizes = {"1": 8, "2": 2, "3": 2, "4": 8, "5": 1}
-    value = checkpoint(more=own)
+    value = checkpoint(more=views)
     data = zipped(value, numbers) if layout is zipped else stream(value, numbers, sizes=sizes)
     found = pth.read(write(tmp_path, data))["more"]
     whole = np.arange(6, dtype="f4").reshape(2, 3)
@@ -186,15 +186,15 @@ def test_a_vocabulary_has_its_own_list(tmp_path):
 def test_the_originals_own_checkpoints(system, arrays):
     found = pth.read(GOLDEN / f"{system}_checkpoint.pth.tar")
     golden = np.load(GOLDEN / f"{arrays}.npz")
-    expected = {own.removeprefix("w/"): golden[own] for own in golden.files if own.startswith("w/")}
+    expected = {key.removeprefix("w/"): golden[key] for key in golden.files if key.startswith("w/")}
     tensors = {
-        f"{side}/{own}": array
+        f"{side}/{key}": array
         for side, state in zip(("img", "txt"), found["model"], strict=True)
-        for own, array in state.items()
+        for key, array in state.items()
     }
     assert tensors.keys() == expected.keys()
-    for own, array in tensors.items():
-        np.testing.assert_array_equal(array, expected[own], err_msg=own)
+    for key, array in tensors.items():
+        np.testing.assert_array_equal(array, expected[key], err_msg=key)
     assert found["opt"]["embed_size"] == 24
 
 
@@ -277,9 +277,9 @@ def test_a_reader_that_dies_or_lies_is_refused(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match=says):
             pth.read(path)
     (tmp_path / "tensors").write_bytes(bytes(8))
-    for told in (["f4", 2, [3], [1]], ["f4", 3, [3], [1]], ["O8", 1, [1], [1]], ["f4", 2, [2, 3], [-1, 1]]):
+    for listing in (["f4", 2, [3], [1]], ["f4", 3, [3], [1]], ["O8", 1, [1], [1]], ["f4", 2, [2, 3], [-1, 1]]):
         with pytest.raises(ValueError, match=r"numbers for the shape|an array of type"):
-            pth.tensors(tmp_path / "tensors", [told])
+            pth.tensors(tmp_path / "tensors", [listing])
 
 
 def test_a_missing_file_is_named(tmp_path):

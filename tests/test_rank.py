@@ -16,13 +16,13 @@ from xmodal_jax.evaluation import rank
 def brute_force(scores, positive):
     """Straight from the definition, one query and one item at a time."""
 
-    def one(query, own):
-        best = max(s for s, p in zip(query, own, strict=True) if p)
-        return sum(s >= best and not p for s, p in zip(query, own, strict=True))
+    def rank_of(query, positive):
+        best = max(s for s, p in zip(query, positive, strict=True) if p)
+        return sum(s >= best and not p for s, p in zip(query, positive, strict=True))
 
     return (
-        [one(q, p) for q, p in zip(scores.tolist(), positive.tolist(), strict=True)],
-        [one(q, p) for q, p in zip(scores.T.tolist(), positive.T.tolist(), strict=True)],
+        [rank_of(q, p) for q, p in zip(scores.tolist(), positive.tolist(), strict=True)],
+        [rank_of(q, p) for q, p in zip(scores.T.tolist(), positive.T.tolist(), strict=True)],
     )
 
 
@@ -43,8 +43,8 @@ def example(seed, *, shared=False):
 
 
 def same(got, want):
-    for one, two in zip(got, want, strict=True):
-        np.testing.assert_array_equal(one, two)
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_ranks_equal_brute_force_on_2000_matrices():

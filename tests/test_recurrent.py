@@ -80,9 +80,9 @@ def test_states_and_gradients_equal_the_plain_loop(inputs, cell, reverse, hoist,
         states = flip(plain(cell, params, flip(words), flip(mask), start))
         return jnp.sum(jnp.where(mask[..., None], weight * states, 0))
 
-    one, grads = jax.jit(jax.value_and_grad(ours, argnums=(0, 1, 2)))(params, words, start)
+    value, grads = jax.jit(jax.value_and_grad(ours, argnums=(0, 1, 2)))(params, words, start)
     two, expected = jax.jit(jax.value_and_grad(reference, argnums=(0, 1, 2)))(params, words, start)
-    assert float(one) == pytest.approx(float(two), rel=1e-5)
+    assert float(value) == pytest.approx(float(two), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
     at_zero, none = (gru.apply({"params": params}, words, mask, *more) for more in ((jnp.zeros((4, 5)),), ()))
     np.testing.assert_array_equal(at_zero, none)

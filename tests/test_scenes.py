@@ -60,13 +60,13 @@ def test_the_same_seed_and_index_give_the_same_bytes(tmp_path):
     for folder in folders:
         folder.mkdir()
     make_item(SEED, 3, folders[0])  # another one before must not matter
-    (one, truth), (two, again) = (make_item(SEED, 7, folder) for folder in folders)
-    assert one.picture and two.picture and one.picture.read_bytes() == two.picture.read_bytes()
-    assert one.captions == two.captions and json.dumps(truth) == json.dumps(again)
-    assert one.boxes is not None and two.boxes is not None and np.array_equal(one.boxes, two.boxes)
-    assert all(one.features[key].tobytes() == two.features[key].tobytes() for key in ("region", "global"))
+    (first, truth), (second, again) = (make_item(SEED, 7, folder) for folder in folders)
+    assert first.picture and second.picture and first.picture.read_bytes() == second.picture.read_bytes()
+    assert first.captions == second.captions and json.dumps(truth) == json.dumps(again)
+    assert first.boxes is not None and second.boxes is not None and np.array_equal(first.boxes, second.boxes)
+    assert all(first.features[key].tobytes() == second.features[key].tobytes() for key in ("region", "global"))
     other, _ = make_item(SEED + 1, 7, tmp_path)
-    assert other.captions != one.captions
+    assert other.captions != first.captions
 
 
 def test_a_larger_set_has_the_same_test_and_dev_images():
@@ -81,9 +81,11 @@ def test_a_family_shares_its_bags_and_deals_them_differently():
     dealt = 0
     for index in range(0, 100, world.FAMILY):
         family = [scene(index + member) for member in range(world.FAMILY)]
-        bags = [[sorted(kind) for kind in zip(*(thing[:4] for thing in one.things), strict=True)] for one in family]
+        bags = [
+            [sorted(kind) for kind in zip(*(thing[:4] for thing in sibling.things), strict=True)] for sibling in family
+        ]
         assert all(bag == bags[0] for bag in bags)
-        dealt += len({tuple(sorted(thing[:4] for thing in one.things)) for one in family}) == world.FAMILY
+        dealt += len({tuple(sorted(thing[:4] for thing in sibling.things)) for sibling in family}) == world.FAMILY
     assert dealt > 30
 
 
@@ -252,16 +254,16 @@ def test_textures_differ_and_a_plain_one_has_no_pattern():
 
 def test_a_colour_changes_its_region_and_no_disjoint_one():
     index = next(i for i in range(100) if len(scene(i).things) >= 3)
-    one = scene(index)
-    new = "green" if one.things[0].colour != "green" else "red"
-    other = one._replace(things=(one.things[0]._replace(colour=new), *one.things[1:]))
-    boxes = np.array([thing.box for thing in one.things], np.float32)
-    before, after = (features.region_features(picture_of(s, index), boxes).astype(float) for s in (one, other))
+    original = scene(index)
+    new = "green" if original.things[0].colour != "green" else "red"
+    other = original._replace(things=(original.things[0]._replace(colour=new), *original.things[1:]))
+    boxes = np.array([thing.box for thing in original.things], np.float32)
+    before, after = (features.region_features(picture_of(s, index), boxes).astype(float) for s in (original, other))
     change = np.abs(before - after).max(1)
-    shadow = np.array(one.things[0].box) + np.array((-0.05, -0.05, 0.05, 0.05))
+    shadow = np.array(original.things[0].box) + np.array((-0.05, -0.05, 0.05, 0.05))
     apart = [i for i in range(1, len(boxes)) if world.overlap(boxes[i : i + 1], shadow[None]).max() == 0]
     assert change[0] > 0.5 and apart and change[apart].max() < 1e-3
-    first, second = (features.global_feature(picture_of(s, index)).astype(float) for s in (one, other))
+    first, second = (features.global_feature(picture_of(s, index)).astype(float) for s in (original, other))
     assert np.abs(first - second).max() > 0.1
 
 

@@ -59,11 +59,11 @@ def test_both_directions_find_what_scoring_everything_finds(which, rerank, reque
     searcher = Searcher(gallery, rerank=rerank)
     pairs, of_texts = everything(gallery)
     scores = of_texts(TEXTS)
-    for text, hits, own in zip(TEXTS, searcher.by_text(TEXTS, 5), scores.T, strict=True):
+    for text, hits, score in zip(TEXTS, searcher.by_text(TEXTS, 5), scores.T, strict=True):
         if which == "vse_gallery" or rerank != 7:
-            same(hits, own)
-        same(searcher.by_text([text], 1000)[0], own)  # more than there are
-        np.testing.assert_allclose([hit.score for hit in hits], own[[hit.row for hit in hits]], atol=2e-6)
+            same(hits, score)
+        same(searcher.by_text([text], 1000)[0], score)  # more than there are
+        np.testing.assert_allclose([hit.score for hit in hits], score[[hit.row for hit in hits]], atol=2e-6)
         assert hits[0].id == f"test-{hits[0].row}"
         assert hits[0].captions[0] == gallery.texts.lines[gallery.images.lines[hits[0].row]["captions"][0]]["caption"]
     for row in (0, 20):
@@ -101,8 +101,8 @@ def test_real_images_are_searched_among_made_up_ones(scan, vse, data, tmp_path, 
     features, mask = read[0]["region"], read[1]
     assert items.ids[20:22] == ["test-20", "made-up-0"]
     assert len(items.ids) == len(features) == len(mask) == 40
-    own = next(iter(index.items_of(data, "test", ["region"]).read(0)))
-    np.testing.assert_array_equal(features[:21], own[0]["region"])
+    block = next(iter(index.items_of(data, "test", ["region"]).read(0)))
+    np.testing.assert_array_equal(features[:21], block[0]["region"])
     pool = next(iter(index.items_of(data, "train", ["region"]).read(0)))[0]["region"]
     assert (features[21:, :, None] == pool.swapaxes(0, 1)).all(-1).any(-1).all()  # each region is a real one
     argv = ["bench", "rerank", "--data", str(data), "--items", "40", "--json", str(tmp_path / "rows.json")]
@@ -130,8 +130,8 @@ def test_a_system_of_one_vector_that_is_no_inner_product(data, tmp_path):  # noq
     gallery = Gallery(indexed(bundle_of("vse.py:order", tmp_path / "b"), data, tmp_path / "g"))
     assert gallery.dot is None
     scores = everything(gallery)[1](TEXTS)
-    for hits, own in zip(Searcher(gallery).by_text(TEXTS, 5), scores.T, strict=True):
-        same(hits, own)
+    for hits, score in zip(Searcher(gallery).by_text(TEXTS, 5), scores.T, strict=True):
+        same(hits, score)
 
 
 def test_another_bundle_finds_the_candidates(scan, vse, data, tmp_path, vse_gallery, capsys):  # noqa: F811
@@ -248,7 +248,7 @@ def test_other_engines_find_the_same(engine, vse_gallery):
     for texts in (TEXTS, TEXTS[:1]):
         for some, others in zip(got.by_text(texts, 5), want.by_text(texts, 5), strict=True):
             np.testing.assert_allclose([h.score for h in some], [h.score for h in others], atol=2e-3)
-    some, others = ([hit.score for hit in own.by_image(3, 4)] for own in (got, want))
+    some, others = ([hit.score for hit in found.by_image(3, 4)] for found in (got, want))
     np.testing.assert_allclose(some, others, atol=2e-3)
     assert (vse_gallery.path / "cache").is_dir()
     Gallery(vse_gallery.path)  # the cache is no part of what is hashed
@@ -342,9 +342,9 @@ def test_a_picture_is_a_query(data, tmp_path, capsys):  # noqa: F811
     from xmodal_jax.inference import bundle as module
 
     region = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    made = {"region": region, "boxes": np.zeros((3, 4), np.float32)}
+    features = {"region": region, "boxes": np.zeros((3, 4), np.float32)}
     old = module.EXTRACTORS["scenes"]
-    module.EXTRACTORS["scenes"] = lambda picture: made
+    module.EXTRACTORS["scenes"] = lambda picture: features
     try:
         image.new("RGB", (8, 8)).save(tmp_path / "p.png")
         capsys.readouterr()

@@ -62,17 +62,17 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(folder):
-    own = Served(folder)
-    yield own
-    own.close()
+    service = Served(folder)
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="module")
 def speaking(tmp_path_factory):
     """A service whose system says sentences."""
-    own = Served(galleries.gallery(tmp_path_factory.mktemp("speaking"), system="stt.py:stt"))
-    yield own
-    own.close()
+    service = Served(galleries.gallery(tmp_path_factory.mktemp("speaking"), system="stt.py:stt"))
+    yield service
+    service.close()
 
 
 def png(width, height):
@@ -128,7 +128,9 @@ def test_the_sentence_of_an_image_is_what_the_bundle_says_of_its_features(speaki
     ((features, mask, _),) = index.items_of(dataset, "test", list(bundle.features)).read(0)
     want = bundle.caption(features, mask)
     assert len(set(want)) > 3
-    assert [speaking.post("/caption", item=row).json() for row in range(count)] == [{"caption": own} for own in want]
+    assert [speaking.post("/caption", item=row).json() for row in range(count)] == [
+        {"caption": sentence} for sentence in want
+    ]
     found = speaking.post(text="a red square", k=count).json()["hits"]
     assert {hit["row"]: hit["said"] for hit in found} == dict(enumerate(want))
     assert [speaking.client.get(f"/items/{row}").json()["said"] for row in range(count)] == want
@@ -217,13 +219,13 @@ def test_a_gallery_from_before_it_kept_sentences_says_so(speaking, tmp_path):
             del line["said"]
 
     old = resealed(speaking.live.path, tmp_path / "old", older)
-    own = Served(old, lambda path: State(Gallery(path), Searcher(Gallery(path))))
-    answer = own.post("/caption", item=0)
+    service = Served(old, lambda path: State(Gallery(path), Searcher(Gallery(path))))
+    answer = service.post("/caption", item=0)
     assert answer.status_code == 404
     assert "index the data again, into another folder" in answer.json()["detail"]
-    assert own.client.get("/items/0").json()["said"] is None
-    assert own.post("/paraphrase", text="a").status_code == 200
-    own.close()
+    assert service.client.get("/items/0").json()["said"] is None
+    assert service.post("/paraphrase", text="a").status_code == 200
+    service.close()
 
 
 # Limits
@@ -329,15 +331,15 @@ def test_other_host_names_are_not_answered(served):
 
 
 def test_elsewhere_a_token_is_needed(folder):
-    own = Served(folder, token="sesame", loopback=False)
+    service = Served(folder, token="sesame", loopback=False)
     try:
         right = {"authorization": "Bearer sesame"}
-        assert own.client.get("/").status_code == own.client.get("/healthz").status_code == 200
+        assert service.client.get("/").status_code == service.client.get("/healthz").status_code == 200
         for headers in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Basic sesame"}):
-            assert own.client.get("/items/0", headers=headers).status_code == 401
-        assert own.client.get("/items/0", headers=right).status_code == 200
+            assert service.client.get("/items/0", headers=headers).status_code == 401
+        assert service.client.get("/items/0", headers=right).status_code == 200
     finally:
-        own.close()
+        service.close()
     with pytest.raises(UsageError, match="XMODAL_TOKEN"):
         main.check_address("0.0.0.0", 8080, None)
     with socket.socket() as taken:

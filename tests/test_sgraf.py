@@ -156,8 +156,8 @@ def test_an_item_alone_and_unpadded_scores_the_same(case):
         assert words < W
         feature = {"region": batch.image.feature["region"][b : b + 1, :regions]}
         zero = np.zeros(1, int)
-        own = Texts(batch.text.token[c : c + 1, :words], np.ones((1, words), bool), zero, zero, zero)
-        alone = encode(model, variables, Batch(Images(feature, np.ones((1, regions), bool), zero), own))
+        unpadded = Texts(batch.text.token[c : c + 1, :words], np.ones((1, words), bool), zero, zero, zero)
+        alone = encode(model, variables, Batch(Images(feature, np.ones((1, regions), bool), zero), unpadded))
         np.testing.assert_allclose(call(model, variables, *alone, method="score"), scores[b, c][None, None], atol=2e-6)
 
 
@@ -198,11 +198,11 @@ def test_batch_norm_is_pytorchs_over_real_entries():
     variables = {"params": params, "batch_stats": start}
     out, new = call(BatchNorm(4), variables, x, real, train=True, mutable=["batch_stats"])
     for k in range(2):
-        own = x[..., k][real[..., k]]
-        expected = (x[..., k] - own.mean()) / np.sqrt(own.var() + 1e-5) * params["scale"][k] + params["bias"][k]
+        entries = x[..., k][real[..., k]]
+        expected = (x[..., k] - entries.mean()) / np.sqrt(entries.var() + 1e-5) * params["scale"][k] + params["bias"][k]
         np.testing.assert_allclose(out[..., k], expected, atol=1e-5)
-        assert float(new["batch_stats"]["mean"][k]) == pytest.approx(0.9 * 0.3 + 0.1 * own.mean(), abs=1e-6)
-        assert float(new["batch_stats"]["var"][k]) == pytest.approx(0.9 * 2.0 + 0.1 * own.var(ddof=1), abs=1e-6)
+        assert float(new["batch_stats"]["mean"][k]) == pytest.approx(0.9 * 0.3 + 0.1 * entries.mean(), abs=1e-6)
+        assert float(new["batch_stats"]["var"][k]) == pytest.approx(0.9 * 2.0 + 0.1 * entries.var(ddof=1), abs=1e-6)
     np.testing.assert_array_equal(new["batch_stats"]["mean"][2:], start["mean"][2:])
     np.testing.assert_array_equal(new["batch_stats"]["var"][2:], start["var"][2:])
 

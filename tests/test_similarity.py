@@ -42,8 +42,8 @@ def test_order_in_parts_has_the_gradients_of_the_whole(most, monkeypatch):
         return jax.grad(lambda v, s: jnp.sum(weight * score(v, s)), argnums=(0, 1))(v, s)
 
     np.testing.assert_array_equal(jax.jit(similarity.order)(v, s), jax.jit(whole)(v, s))
-    for one, two in zip(gradients(similarity.order), gradients(whole), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    for parts, full in zip(gradients(similarity.order), gradients(whole), strict=True):
+        np.testing.assert_allclose(parts, full, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("score", [similarity.order, similarity.order_root])

@@ -679,16 +679,18 @@ def mutate(data, rng):
     """A few bits flipped, bytes cut, doubled or put in between."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
-        one, other = sorted(rng.integers(0, len(data) + 1, 2).tolist())
+        left, right = sorted(rng.integers(0, len(data) + 1, 2).tolist())
         change = rng.integers(4)
-        if change == 0 and one < len(data):
-            data[one] ^= 1 << int(rng.integers(8))
+        if change == 0 and left < len(data):
+            data[left] ^= 1 << int(rng.integers(8))
         elif change == 1:
-            del data[one : min(other, one + 30)]
+            del data[left : min(right, left + 30)]
         elif change == 2:
-            data[one:one] = data[one : min(other, one + 30)]
+            data[left:left] = data[left : min(right, left + 30)]
         else:
-            data[one:one] = rng.choice([b"\n", b"\t", b",", b'"', b"-1", b"1e999", b"NaN", b"\xff", b"\0", b"\\ud800"])
+            data[left:left] = rng.choice(
+                [b"\n", b"\t", b",", b'"', b"-1", b"1e999", b"NaN", b"\xff", b"\0", b"\\ud800"]
+            )
     return bytes(data)
 
 

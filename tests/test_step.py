@@ -67,13 +67,13 @@ def test_one_device_equals_eight_equals_pmap(hardness, k):
 def test_same_image_captions_are_negatives_unless_masked():
     batch = make_batch(padded=0)
     siblings = batch.image.id[:, None] == batch.text.image_id[None, :]
-    own = np.eye(16, dtype=bool)
-    assert (siblings & ~own).any()
+    identity = np.eye(16, dtype=bool)
+    assert (siblings & ~identity).any()
     pairing = losses.Pairing.of(batch.image, batch.text)
     plain = np.asarray(pairing.counted(mask_same_image=False))
     masked = np.asarray(pairing.counted(mask_same_image=True))
     assert plain.all()
-    np.testing.assert_array_equal(masked, ~siblings | own)
+    np.testing.assert_array_equal(masked, ~siblings | identity)
 
 
 class Auxiliary(Matcher):

@@ -278,8 +278,8 @@ def test_further_captions_are_spoken_of_the_right_image_and_caption():
     token, mask = batch.target.token, batch.target.mask
     for name, state in (("captioning", image[batch.text.row]), ("paraphrasing", text)):
         log_p = np.asarray(jax.nn.log_softmax(spell(model, params, (state,), token[:, :-1])))
-        own = np.take_along_axis(log_p, token[:, 1:, None], axis=2)[..., 0]
-        assert float(aux[name]) == pytest.approx(-own[mask[:, 1:]].sum() / 8, rel=1e-5)
+        word_log_p = np.take_along_axis(log_p, token[:, 1:, None], axis=2)[..., 0]
+        assert float(aux[name]) == pytest.approx(-word_log_p[mask[:, 1:]].sum() / 8, rel=1e-5)
 
 
 def test_padding_does_not_count():

@@ -56,9 +56,9 @@ def folder(tmp_path):
 
 
 def run(kind, folder, vectors, *more):
-    own = [] if "tfidf" in KINDS[kind] else ["--vectors", str(vectors)]
+    options = [] if "tfidf" in KINDS[kind] else ["--vectors", str(vectors)]
     return cli.run(
-        ["data", "text-features", KINDS[kind][0], str(folder), *KINDS[kind][1:], *own, "--name", kind, *more]
+        ["data", "text-features", KINDS[kind][0], str(folder), *KINDS[kind][1:], *options, "--name", kind, *more]
     )
 
 
@@ -119,9 +119,9 @@ def test_only_train_is_fitted(folder, vectors, kind):
     other = write(folder.with_name("other"), dev=["the owl", "the cat"], test=["red0 owl owl"])
     for place in (folder, other):
         assert run(kind, place, vectors) == 0
-    one, two = (contents(place) for place in (folder, other))
-    assert one[f"train.text.{kind}.npy"] == two[f"train.text.{kind}.npy"]
-    assert one[f"test.text.{kind}.npy"] != two[f"test.text.{kind}.npy"]
+    first, second = (contents(place) for place in (folder, other))
+    assert first[f"train.text.{kind}.npy"] == second[f"train.text.{kind}.npy"]
+    assert first[f"test.text.{kind}.npy"] != second[f"test.text.{kind}.npy"]
     fitted = [load_text_model(place / f"text.{kind}.npz") for place in (folder, other)]
     for name in fitted[0].arrays:
         if name != "vectors":

@@ -198,8 +198,8 @@ def test_all_negatives_are_the_mean():
     pairing, scores, _, texts = example(2)
     positive = np.asarray(pairing.positive())
     row = np.asarray(pairing.row)
-    own = scores[row, np.arange(11)]
-    hinges = np.maximum(0.0, 0.2 - own + scores)[~positive]
+    matched = scores[row, np.arange(11)]
+    hinges = np.maximum(0.0, 0.2 - matched + scores)[~positive]
     weights: Any = {"i2t_weight": 0.0, "t2i_weight": 1.0, "text_weight": 0.0}
     for k in (4, 400):
         got = top_k(scores, positive, text_scores=texts, margin=0.2, k=k, **weights)
@@ -212,9 +212,9 @@ def run(pairing, scores, images, texts, k):
     positive, where = pairing.positive(), pairing.counted(mask_same_image=False)
 
     def both(scores, images, texts):
-        one = top_k(scores, positive, where, text_scores=texts, margin=0.3, k=k)
+        first = top_k(scores, positive, where, text_scores=texts, margin=0.3, k=k)
         two = bi_rank(scores, positive, where, image_scores=images, text_scores=texts, margin=0.3, k=k)
-        return one + 10.0 * two, (one, two)
+        return first + 10.0 * two, (first, two)
 
     (_, values), grads = jax.value_and_grad(both, (0, 1, 2), has_aux=True)(scores, images, texts)
     return values, grads
@@ -249,8 +249,8 @@ def test_finite_at_ties_and_without_negatives_or_pairs():
 
     def loss(image, text):
         scores = {"image_scores": euclidean(image, image), "text_scores": euclidean(text, text)}
-        one = top_k(euclidean(image, text), pairing.positive(), text_scores=scores["text_scores"], margin=0.1, k=3)
-        return one + bi_rank(euclidean(image, text), pairing.positive(), **scores, margin=0.1, k=3)
+        first = top_k(euclidean(image, text), pairing.positive(), text_scores=scores["text_scores"], margin=0.1, k=3)
+        return first + bi_rank(euclidean(image, text), pairing.positive(), **scores, margin=0.1, k=3)
 
     value, grads = with_gradients(loss, *same)
     assert float(value) == pytest.approx(0.1 * (1.0 + 1.5 + 0.05) + 0.1 * 4.5, rel=1e-4)

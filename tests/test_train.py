@@ -39,9 +39,9 @@ def final(workdir):
     return step, {item: checkpoints.restore_plain(step, item) for item in ("model", "training")}
 
 
-def assert_bit_equal(one, two):
-    assert one[0] == two[0]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), one[1], two[1])
+def assert_bit_equal(left, right):
+    assert left[0] == right[0]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), left[1], right[1])
 
 
 def test_learns_evaluates_and_shows(data, tmp_path, capsys):
@@ -191,9 +191,11 @@ def test_stages_freeze_and_start_the_optimiser_anew(data, tmp_path):
 def test_warm_start_from_another_run(data, tmp_path, capsys):
     assert train(data, tmp_path / "first", "--config.steps=3") == 0
     assert train(data, tmp_path / "second", f"--config.init.workdir={tmp_path / 'first'}", "--config.optim.lr=0.0") == 0
-    one, two = (Checkpoints(tmp_path / name, read_only=True) for name in ("first", "second"))
+    first, second = (Checkpoints(tmp_path / name, read_only=True) for name in ("first", "second"))
     jax.tree.map(
-        np.testing.assert_array_equal, one.restore_model(3)["params"], two.restore_model(two.steps()[-1])["params"]
+        np.testing.assert_array_equal,
+        first.restore_model(3)["params"],
+        second.restore_model(second.steps()[-1])["params"],
     )
     capsys.readouterr()
     wide = [f"--config.init.workdir={tmp_path / 'first'}", "--config.model.embed_dim=40"]

@@ -119,9 +119,9 @@ def test_outputs_in_use(golden):
     close(v, arrays["out/image"], atol=1e-5)
     close(s, arrays["out/caption"], atol=1e-5)
     close(model.apply(variables, v, s, method="score"), arrays["out/score"], atol=1e-5)
-    one = Images(image.feature, prefix_mask(np.ones(8), 7), image.id)
+    alone = Images(image.feature, prefix_mask(np.ones(8), 7), image.id)
     flat = Images({"region": image.feature["region"][:, 0]}, np.ones((8, 1), bool), image.id)
-    close(encode(model, variables, flat, None)[0], encode(model, variables, one, text)[0], atol=1e-6)
+    close(encode(model, variables, flat, None)[0], encode(model, variables, alone, text)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "hardness"), [("sum", 0), ("max", 1)])
@@ -201,9 +201,9 @@ def test_augmentation_is_for_training_alone(golden):
     other = model.clone(drop_region=0.2, touch_word=0.2)
     used = encode(other, variables, image, text)
     jax.tree.map(partial(close, atol=1e-6), used, encode(model, variables, image, text))
-    one, two = (encode(other, variables, image, text, jax.random.key(k), train=True) for k in (0, 1))
-    assert not np.allclose(one[0], two[0], atol=1e-3)
-    assert not np.allclose(one[1], two[1], atol=1e-3)
+    first, second = (encode(other, variables, image, text, jax.random.key(k), train=True) for k in (0, 1))
+    assert not np.allclose(first[0], second[0], atol=1e-3)
+    assert not np.allclose(first[1], second[1], atol=1e-3)
 
 
 def test_regions_are_dropped_but_never_all():

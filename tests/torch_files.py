@@ -49,12 +49,12 @@ def run(value: Any, protocol: int = 2) -> bytes:
     return bytes([0x80, protocol]) + put(value) + b"."
 
 
-def name(module: str, own: str) -> Raw:
-    return Raw(f"c{module}\n{own}\n".encode())
+def name(module: str, attribute: str) -> Raw:
+    return Raw(f"c{module}\n{attribute}\n".encode())
 
 
-def call(module: str, own: str, *args: Any) -> Raw:
-    return Raw(name(module, own) + put(args) + b"R")
+def call(module: str, attribute: str, *args: Any) -> Raw:
+    return Raw(name(module, attribute) + put(args) + b"R")
 
 
 def storage(key: Any = "0", numel: Any = 6, kind: str = "FloatStorage", *view: Any) -> Raw:
@@ -73,8 +73,8 @@ def ordered(items: dict[str, Any], notes: Any = None) -> Raw:
     return Raw(call("collections", "OrderedDict") + fill(items) + put(notes) + b"b")
 
 
-def instance(module: str, own: str, items: Any) -> Raw:
-    return Raw(name(module, own) + b")\x81" + put(items) + b"b")
+def instance(module: str, attribute: str, items: Any) -> Raw:
+    return Raw(name(module, attribute) + b")\x81" + put(items) + b"b")
 
 
 def checkpoint(weight: Any = None, opt: Any = None, **more: Any) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def archive(entries: list[Entry], before: bytes = b"") -> bytes:
         at, crc = len(body) if e.offset is None else e.offset, zlib.crc32(e.data) if e.crc is None else e.crc
         size, packed = (len(e.data) if n is None else n for n in (e.size, e.packed))
         sizes = struct.pack("<HHHHHIII", 20, e.flags, e.method, 0, 33, crc, packed, size)
-        local, own = (e.local_name or e.name).encode(), e.name.encode()
+        local, central = (e.local_name or e.name).encode(), e.name.encode()
         body += b"PK\3\4" + sizes + struct.pack("<HH", len(local), 0) + local + e.data
         directory += b"PK\1\2" + struct.pack("<H", 20) + sizes
-        directory += struct.pack("<HHHHHII", len(own), len(e.extra), 0, 0, 0, 0, at) + own + e.extra
+        directory += struct.pack("<HHHHHII", len(central), len(e.extra), 0, 0, 0, 0, at) + central + e.extra
     counts = min(len(entries), 0xFFFF), min(len(entries), 0xFFFF)
     return body + directory + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, *counts, len(directory), len(body), 0)
 
@@ -117,7 +117,7 @@ def entries(value: Any, storages: dict[str, bytes] = NUMBERS) -> list[Entry]:
     return [
         Entry("a/data.pkl", value if type(value) is bytes else run(value)),
         Entry("a/byteorder", b"little"),
-        *(Entry(f"a/data/{key}", own) for key, own in storages.items()),
+        *(Entry(f"a/data/{key}", data) for key, data in storages.items()),
         Entry("a/version", b"3\n"),
     ]
 
@@ -140,7 +140,7 @@ def stream(
     """A file of the older layout; ``sizes`` are the bytes of a number where that is not 4."""
     head = b"".join(map(run, (magic, version, system, value, list(storages) if keys is None else keys)))
     sizes = sizes or {}
-    return head + b"".join(struct.pack("<q", len(own) // sizes.get(key, 4)) + own for key, own in storages.items())
+    return head + b"".join(struct.pack("<q", len(data) // sizes.get(key, 4)) + data for key, data in storages.items())
 
 
 class Tensors:
@@ -158,7 +158,7 @@ class Tensors:
         return tensor(array.shape, strides, 0, storage(key, array.size, kind))
 
     def state(self, arrays: dict[str, np.ndarray]) -> Raw:
-        return ordered({own: self(np.ascontiguousarray(array)) for own, array in arrays.items()})
+        return ordered({key: self(np.ascontiguousarray(array)) for key, array in arrays.items()})
 
 
 def addict(value: Any) -> Any:

@@ -180,8 +180,8 @@ def stages(config: Config) -> list[Config]:
     merged = []
     known = [*names(config), "keep_optimiser"]
     for stage in config.stages or ({},):
-        own = ConfigDict(json.loads(config.to_json()))
-        own.keep_optimiser = False
+        changed = ConfigDict(json.loads(config.to_json()))
+        changed.keep_optimiser = False
         overrides = ConfigDict(dict(stage))
         for key in names(overrides):
             if key not in known:
@@ -193,8 +193,8 @@ def stages(config: Config) -> list[Config]:
                     "captions_per_image and drop_last."
                 )
         if "epochs" in overrides:
-            own.steps = 0
-        own.unlock()
-        own.update(overrides)
-        merged.append(own)
+            changed.steps = 0
+        changed.unlock()
+        changed.update(overrides)
+        merged.append(changed)
     return merged

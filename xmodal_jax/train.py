@@ -92,9 +92,9 @@ class Trainer:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Recall on dev of the averaged weights where there are any."""
-        one = local(self.runner.get_state(state))
+        local_state = local(self.runner.get_state(state))
         weights = "ema" if self.config.ema else "raw"
-        variables = {"params": one.ema if self.config.ema else one.params, **one.model_state}
+        variables = {"params": local_state.ema if self.config.ema else local_state.params, **local_state.model_state}
         result = self.evaluator.table(
             variables, self.parts.dev, self.parts.dev_captions, protocol="full", weights=weights, quiet=True, draws=0
         )

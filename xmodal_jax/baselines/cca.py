@@ -116,9 +116,9 @@ class Words:
     @classmethod
     def known(cls, words: Sequence[str], idf: np.ndarray) -> Words:
         """Words in the order of their columns, with what each counts for."""
-        own = cls.__new__(cls)
-        own.column, own.idf = {str(word): index for index, word in enumerate(words)}, idf
-        return own
+        table = cls.__new__(cls)
+        table.column, table.idf = {str(word): index for index, word in enumerate(words)}, idf
+        return table
 
     def __call__(self, captions: Sequence[Counter[str]]) -> scipy.sparse.csr_array:
         """[C, V]; words that are not known are left out."""

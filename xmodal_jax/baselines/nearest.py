@@ -57,7 +57,7 @@ def consensus(
 
 def paraphrases(train: Split, bags: scipy.sparse.csr_array, asked: scipy.sparse.csr_array) -> list[str]:
     """The nearest training caption of each row of ``asked``."""
-    texts = [text for own in train.captions for text in own]
+    texts = [text for captions in train.captions for text in captions]
     said: list[str] = []
     rows: Any = asked.tocsr()
     transposed, count = scipy.sparse.csr_array(bags.T), rows.shape[0]

@@ -90,7 +90,7 @@ def scan(direction: str, hardness: float | None, images: int = B, captions: int 
     def loop() -> Callable[[], Any]:
         from xmodal_jax.bench import loops
 
-        words = [own[:n].copy() for own, n in zip(word, length, strict=True)]
+        words = [caption[:n].copy() for caption, n in zip(word, length, strict=True)]
         options = {"direction": direction, **SCAN[direction]}
         return loops.matcher(loops.cross_attention, [region], words, options, margin=MARGIN, hardness=hardness)
 

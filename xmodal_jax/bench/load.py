@@ -70,7 +70,9 @@ def sentence(random: np.random.Generator) -> str:
 
 def resident(process: int) -> float:
     """MiB of memory that a process holds now."""
-    line = next(own for own in Path(f"/proc/{process}/status").read_text().splitlines() if own.startswith("VmRSS"))
+    line = next(
+        status for status in Path(f"/proc/{process}/status").read_text().splitlines() if status.startswith("VmRSS")
+    )
     return int(line.split()[1]) / 1024
 
 

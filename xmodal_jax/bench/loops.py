@@ -34,8 +34,8 @@ def attend(query: Tensor, context: Tensor, smooth: float) -> Tensor:
 def cross_attention(image: Tensor, words: Sequence[Tensor], *, direction: str, smooth: float, lse: float) -> Tensor:
     """Scores [B, C] of regions [B, R, D] and captions [W_c, D]."""
     columns = []
-    for own in words:
-        caption = own.expand(len(image), *own.shape)
+    for fragments in words:
+        caption = fragments.expand(len(image), *fragments.shape)
         query, context = (caption, image) if direction == "t2i" else (image, caption)
         relevance = functional.cosine_similarity(query, attend(query, context, smooth), dim=2, eps=EPS)
         columns.append(torch.logsumexp(lse * relevance, dim=1) / lse)
@@ -58,10 +58,10 @@ def dot(image: Tensor, text: Tensor) -> Tensor:
 
 def triplet(scores: Tensor, *, margin: float, hardness: float) -> Tensor:
     """Hinge loss of scores [B, C] whose caption c belongs to image c, C at most B; annealed where hardness < 1."""
-    own = scores.diagonal()
+    matched = scores.diagonal()
     negative = ~torch.eye(*scores.shape, dtype=torch.bool)
-    by_image = (margin + scores[: len(own)] - own[:, None]).clamp(min=0) * negative[: len(own)]
-    by_caption = (margin + scores - own[None]).clamp(min=0) * negative
+    by_image = (margin + scores[: len(matched)] - matched[:, None]).clamp(min=0) * negative[: len(matched)]
+    by_caption = (margin + scores - matched[None]).clamp(min=0) * negative
     hardest = by_image.max(1).values.sum() + by_caption.max(0).values.sum()
     if hardness == 1:
         return hardest
@@ -81,7 +81,7 @@ def matcher(
     grad = hardness is not None
     args: list[Any] = [torch.from_numpy(side).requires_grad_(grad) for side in sides]
     if words is not None:
-        args.append([torch.from_numpy(own).requires_grad_(grad) for own in words])
+        args.append([torch.from_numpy(array).requires_grad_(grad) for array in words])
 
     def run() -> Any:
         with torch.set_grad_enabled(grad):
@@ -124,8 +124,8 @@ class Scan(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(self.embed(token), length, batch_first=True)
         states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         words = unit((states[..., : self.size] + states[..., self.size :]) / 2)
-        own = [words[c, : int(length[c])] for c in range(len(length))]
-        scores = cross_attention(image, own, direction="t2i", smooth=9.0, lse=6.0)
+        captions = [words[c, : int(length[c])] for c in range(len(length))]
+        scores = cross_attention(image, captions, direction="t2i", smooth=9.0, lse=6.0)
         loss = triplet(scores, margin=0.2, hardness=1)
         self.optimiser.zero_grad()
         loss.backward()

@@ -32,7 +32,7 @@ def bench_pipeline(images: int, seconds: float) -> dict[str, float | str]:
         data = Path(folder) / "set"
         write(data, {"train": region_items(images)}, name="bench", source={"kind": "bench"}, totals={"train": images})
         split = open_dataset(data).split("train")
-        vocabulary = Vocabulary.build((text for own in split.captions for text in own), 1)
+        vocabulary = Vocabulary.build((text for group in split.captions for text in group), 1)
         captions = Captions(split.captions, vocabulary, (8,))
         sampler = Sampler(captions.counts, captions.lengths, sampler="captions", batch_size=128, seed=0)
         pipeline = TrainPipeline(FeatureReader(split, ["region"]), captions, sampler)

@@ -35,18 +35,18 @@ def bench_search(items: int = ITEMS, width: int = WIDTH, queries: int = 200) -> 
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
     vectors, asked = unit(items), unit(queries).astype(np.float32)
-    made: dict[str, Callable[[], engines.Engine]] = {"exact": lambda: engines.Exact(vectors)}
+    builders: dict[str, Callable[[], engines.Engine]] = {"exact": lambda: engines.Exact(vectors)}
     if importlib.util.find_spec("faiss"):
-        made["faiss"] = lambda: engines.Faiss(vectors, None, queries=asked)
+        builders["faiss"] = lambda: engines.Faiss(vectors, None, queries=asked)
     wanted = np.zeros((0, K), np.int64)
     rows: list[dict[str, Any]] = []
-    for name, make in made.items():
+    for name, make in builders.items():
         began = time.perf_counter()
         engine = make()
         row: dict[str, Any] = {"name": f"search_{name}", "items": items, "width": width, "k": K}
         row["build_s"] = time.perf_counter() - began
         engine.search(asked[:1], K)
-        times = [_seconds(engine, own[None]) for own in asked]
+        times = [_seconds(engine, query[None]) for query in asked]
         row |= {"p50_ms": 1000 * float(np.median(times)), "p99_ms": 1000 * float(np.quantile(times, 0.99))}
         engine.search(asked[:BATCH], K)
         starts = range(0, max(len(asked) - BATCH + 1, 1), BATCH)
@@ -88,9 +88,9 @@ def bench_rerank(bundle: Path, data: Path, items: int = ITEMS) -> list[dict[str,
 def with_made_up(data: Path, features: Sequence[str], count: int) -> index.Items:
     """The test split of a data set, followed by images mixed of its training images, ``count`` in all."""
     real, train = (index.items_of(data, split, features) for split in ("test", "train"))
-    own, blocks = len(real.ids), -(-count // index.BLOCK)
-    if own > count:
-        raise UsageError(f"{data} has {own:,} test images already; --items has to be more.")
+    count_real, blocks = len(real.ids), -(-count // index.BLOCK)
+    if count_real > count:
+        raise UsageError(f"{data} has {count_real:,} test images already; --items has to be more.")
     pool, mask, _ = (_joined(parts) for parts in zip(*train.read(0), strict=True))
     test, test_mask, _ = (_joined(parts) for parts in zip(*real.read(0), strict=True))
 
@@ -98,18 +98,18 @@ def with_made_up(data: Path, features: Sequence[str], count: int) -> index.Items
         for block in range(start, blocks):
             rows = np.arange(block * index.BLOCK, min((block + 1) * index.BLOCK, count))
             random = np.random.default_rng(block)
-            one, other = random.integers(0, len(mask), (2, len(rows)))
-            first = random.random(mask[one].shape) < 0.5  # [B, R]
-            given = rows < own
-            safe = np.minimum(rows, own - 1)
-            made = {}
+            left, right = random.integers(0, len(mask), (2, len(rows)))
+            first = random.random(mask[left].shape) < 0.5  # [B, R]
+            given = rows < count_real
+            safe = np.minimum(rows, count_real - 1)
+            mixture = {}
             for name, value in pool.items():
-                mixed = np.where(first[..., None], value[one], value[other]) if value.ndim == 3 else None
-                mixed = (value[one] + value[other]) / 2 if mixed is None else mixed
-                made[name] = np.where(given.reshape(-1, *[1] * (value.ndim - 1)), test[name][safe], mixed)
-            yield made, np.where(given[:, None], test_mask[safe], np.where(first, mask[one], mask[other])), None
+                mixed = np.where(first[..., None], value[left], value[right]) if value.ndim == 3 else None
+                mixed = (value[left] + value[right]) / 2 if mixed is None else mixed
+                mixture[name] = np.where(given.reshape(-1, *[1] * (value.ndim - 1)), test[name][safe], mixed)
+            yield mixture, np.where(given[:, None], test_mask[safe], np.where(first, mask[left], mask[right])), None
 
-    more = count - own
+    more = count - count_real
     return index.Items(
         {**real.about, "name": f"{real.about['name']} and {more:,} made-up images"},
         [*real.ids, *(f"made-up-{row}" for row in range(more))],
@@ -122,5 +122,5 @@ def with_made_up(data: Path, features: Sequence[str], count: int) -> index.Items
 
 def _joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Mapping):
-        return {name: np.concatenate([own[name] for own in parts]) for name in parts[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return None if parts[0] is None else np.concatenate(parts)

@@ -63,17 +63,17 @@ def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converte
         state, options = systems.split(system, tree)
         recipe = systems.SYSTEMS[system](state, options)
         names = {
-            **{f"params/{own}": theirs for own, theirs in recipe.params.items()},
-            **{f"batch_stats/{own}": theirs for own, theirs in recipe.stats.items()},
+            **{f"params/{ours}": theirs for ours, theirs in recipe.params.items()},
+            **{f"batch_stats/{ours}": theirs for ours, theirs in recipe.stats.items()},
         }
         unused = check_names(state, names, recipe.unused)
         check_values(state, names)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    own, order = None, None
+    ours, order = None, None
     if vocabulary is not None:
-        own, order = words.match(words.read_words(vocabulary), recipe.vocabulary, vocabulary)
-    tokens = len(own or words.nameless(recipe.vocabulary))
+        ours, order = words.match(words.read_words(vocabulary), recipe.vocabulary, vocabulary)
+    tokens = len(ours or words.nameless(recipe.vocabulary))
     lengths = max(map(int, recipe.config.data.lengths))
     regions = REGIONS if None in recipe.feature else 1
     facts = Facts({recipe.config.model.feature: Feature(recipe.feature)}, {}, tokens, 0, regions, lengths)
@@ -81,7 +81,7 @@ def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converte
     arrays = {name: arrange(name, state[theirs], order) for name, theirs in names.items()}
     check_shapes(arrays, wanted(model, facts), names, path)
     notes = list(recipe.notes)
-    if own is None:
+    if ours is None:
         notes.append("without --vocab the bundle takes the token ids of the original's vocabulary, and no sentences")
     elif order != sorted(order or []):
         notes.append(
@@ -91,7 +91,7 @@ def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converte
         recipe.config,
         model,
         unflatten_dict(arrays, sep="/"),
-        own,
+        ours,
         facts,
         notes,
         names,
@@ -107,13 +107,13 @@ def check_names(state: systems.State, names: dict[str, str], unused: str) -> lis
     missing = sorted(set(names.values()) - set(state))
     left = sorted(set(state) - set(names.values()) - set(idle))
     if missing or left:
-        told = [
-            f"{what} {', '.join(own[:8])}{f' and {len(own) - 8} more' if len(own) > 8 else ''}"
-            for what, own in (("lacks", missing), ("has, left over,", left))
-            if own
+        clauses = [
+            f"{what} {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+            for what, keys in (("lacks", missing), ("has, left over,", left))
+            if keys
         ]
         raise CheckpointError(
-            f"the checkpoint {' and '.join(told)}; it is of another system, or of a variant that is not read."
+            f"the checkpoint {' and '.join(clauses)}; it is of another system, or of a variant that is not read."
         )
     return idle
 
@@ -163,40 +163,40 @@ def result_of(tree: dict[str, Any]) -> str:
     return f"The checkpoint's own note: best rsum on dev {best:.1f}{when}."
 
 
-def report(made: Converted, path: Path) -> str:
+def report(converted: Converted, path: Path) -> str:
     """What became of the checkpoint, as text."""
-    leaves = flat(made.variables)
-    lines = [f"{path}: {made.result}"]
-    lines += [f"  {theirs} -> {own} {list(leaves[own].shape)}" for own, theirs in made.mapped.items()]
-    lines.append(f"{len(made.mapped)} tensors read, nothing left over")
-    if made.unused:
-        lines.append(f"{len(made.unused)} that using the model does not need: {', '.join(made.unused)}")
-    lines.append(f"options: {json.dumps(made.options, default=lambda value: type(value).__name__)}")
-    lines += [f"note: {note}" for note in made.notes]
+    leaves = flat(converted.variables)
+    lines = [f"{path}: {converted.result}"]
+    lines += [f"  {theirs} -> {ours} {list(leaves[ours].shape)}" for ours, theirs in converted.mapped.items()]
+    lines.append(f"{len(converted.mapped)} tensors read, nothing left over")
+    if converted.unused:
+        lines.append(f"{len(converted.unused)} that using the model does not need: {', '.join(converted.unused)}")
+    lines.append(f"options: {json.dumps(converted.options, default=lambda value: type(value).__name__)}")
+    lines += [f"note: {note}" for note in converted.notes]
     lines.append("no code in the file was executed")
     return "\n".join(lines)
 
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal convert`: read the checkpoint, say what became of it, write the bundle."""
-    made = convert(args.system, args.checkpoint, args.vocab)
-    print(report(made, args.checkpoint))
+    converted = convert(args.system, args.checkpoint, args.vocab)
+    print(report(converted, args.checkpoint))
     digest = sha256(args.checkpoint)
-    notes = "".join(f" Note: {note}." for note in made.notes)
-    data = str(made.options.get("data_name", ""))
+    notes = "".join(f" Note: {note}." for note in converted.notes)
+    data = str(converted.options.get("data_name", ""))
     export.write(
         args.out,
-        config=made.config,
-        model=made.model,
-        variables=made.variables,
-        vocabulary=made.vocabulary,
-        facts=made.facts,
+        config=converted.config,
+        model=converted.model,
+        variables=converted.variables,
+        vocabulary=converted.vocabulary,
+        facts=converted.facts,
         card=export.Card(
             f"Converted by xmodal_jax from `{args.checkpoint.name}` (SHA-256 {digest}), a checkpoint of the code of "
             f"{REPOSITORIES[args.system]}.{notes}",
             data if re.fullmatch(r"[\w-]{1,40}", data) else "not named in the checkpoint",
             export.commit(),
-            f"{made.result} Nothing was measured here.",
+            f"{converted.result} Nothing was measured here.",
         ),
     )
     print(f"{args.out}: bundle written")

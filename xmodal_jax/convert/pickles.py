@@ -129,11 +129,11 @@ def make_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> 
     if not whole(offset, *shape, *stride) or len(shape) != len(stride) or len(shape) > 8 or 0 in shape:
         raise Refused("a tensor in it has a shape, strides or an offset that no tensor has")
     # A stride of 0 would make an array of any size out of one number.
-    made = Tensor(storage, offset, shape, stride)
-    if offset + made.span > storage.numel or math.prod(shape) > storage.numel:
+    tensor = Tensor(storage, offset, shape, stride)
+    if offset + tensor.span > storage.numel or math.prod(shape) > storage.numel:
         sizes = " x ".join(map(show, shape))
         raise Refused(f"a tensor in it, {sizes}, does not fit its storage of {show(storage.numel)} numbers")
-    return made
+    return tensor
 
 
 def make_parameter(tensor: Any, *_: Any) -> Tensor:
@@ -295,11 +295,11 @@ class Machine:
             return Object()
         if code == "NEWOBJ" or callee.text not in self.functions:
             raise Refused(f"it calls {show('.'.join(callee.text.split()))}")
-        made = self.functions[callee.text](*arguments)
-        self.tensors += isinstance(made, Tensor)
+        value = self.functions[callee.text](*arguments)
+        self.tensors += isinstance(value, Tensor)
         if self.tensors > TENSORS:
             raise Refused(f"it has more than {TENSORS:,} tensors")
-        return made
+        return value
 
     def build(self, target: Any, state: Any) -> None:
         if isinstance(target, Object) and isinstance(state, dict):
@@ -321,7 +321,7 @@ class Machine:
             raise Refused("it has storages that are parts of others; load and save it again with a newer PyTorch")
         if not whole(numel):
             raise Refused(f"it has a storage of {show(numel)} numbers")
-        made = Storage(key, STORAGES[kind.text], numel)
-        if self.storages.setdefault(key, made) != made:
+        stored = Storage(key, STORAGES[kind.text], numel)
+        if self.storages.setdefault(key, stored) != stored:
             raise Refused(f"it describes the storage {show(key)} in two ways")
-        return made
+        return stored

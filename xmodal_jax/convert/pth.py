@@ -79,11 +79,11 @@ def refusal(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def tensors(path: Path, told: list[Any]) -> list[np.ndarray]:
+def tensors(path: Path, listing: list[Any]) -> list[np.ndarray]:
     """Arrays of a file in which they stand one behind the other, from ``[type, numbers, shape, strides]`` of each."""
     arrays: list[np.ndarray] = []
     with path.open("rb") as file:
-        for kind, count, shape, stride in told:
+        for kind, count, shape, stride in listing:
             if kind not in TYPES or min((count, *shape, *stride)) < 0:
                 raise ValueError(f"an array of type {kind!r} and shape {shape}")
             flat = np.fromfile(file, "<u2" if kind == "bf2" else f"<{kind}", count)

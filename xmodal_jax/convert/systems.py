@@ -24,7 +24,7 @@ State = Mapping[str, np.ndarray]
 def layer(ours: str, theirs: str, leaves: Mapping[str, str] | None = None) -> Names:
     """Names of a linear map, or of ``{our leaf: their leaf}``."""
     leaves = leaves or {"kernel": "weight", "bias": "bias"}
-    return {f"{ours}/{own}": f"{theirs}.{name}" for own, name in leaves.items()}
+    return {f"{ours}/{leaf}": f"{theirs}.{name}" for leaf, name in leaves.items()}
 
 
 def gru(ours: str, theirs: str, *, bidirectional: bool = True) -> Names:
@@ -32,7 +32,7 @@ def gru(ours: str, theirs: str, *, bidirectional: bool = True) -> Names:
     names: Names = {}
     for direction, suffix in (("forward", ""), ("backward", "_reverse"))[: 1 + bidirectional]:
         kinds = {"input": "weight_ih", "recurrent": "weight_hh", "input_bias": "bias_ih", "recurrent_bias": "bias_hh"}
-        names |= layer(f"{ours}/{direction}", theirs, {own: f"{name}_l0{suffix}" for own, name in kinds.items()})
+        names |= layer(f"{ours}/{direction}", theirs, {leaf: f"{name}_l0{suffix}" for leaf, name in kinds.items()})
     return names
 
 
@@ -103,16 +103,16 @@ class Options:
 
     def refuse(self, key: str, allowed: str) -> CheckpointError:
         value = self.values.get(key)
-        told = repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-        return CheckpointError(f"the checkpoint was made with {self.name}.{key} = {told}; this reads {allowed}.")
+        shown = repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        return CheckpointError(f"the checkpoint was made with {self.name}.{key} = {shown}; this reads {allowed}.")
 
     def group(self, *keys: str) -> Options:
         """Options inside others; empty where there are none."""
-        own, name = self.values, self.name
+        values, name = self.values, self.name
         for key in keys:
-            inner = own.get(key)
-            own, name = inner if isinstance(inner, dict) else {}, f"{name}.{key}"
-        return Options(own, name)
+            inner = values.get(key)
+            values, name = inner if isinstance(inner, dict) else {}, f"{name}.{key}"
+        return Options(values, name)
 
     def choice(self, key: str, default: str, table: Collection[str]) -> str:
         """The option, one of ``table``."""
@@ -209,7 +209,7 @@ def scan(state: State, options: Options) -> Recipe:
     config.model.smooth = options.number("lambda_softmax", 9.0)
     config.model.lse = options.number("lambda_lse", 6.0)
     config.model.bidirectional = options.flag("bi_gru")
-    names = {own: theirs for own, theirs in SCAN.items() if config.model.bidirectional or "/backward/" not in own}
+    names = {ours: theirs for ours, theirs in SCAN.items() if config.model.bidirectional or "/backward/" not in ours}
     return Recipe(config, names, {}, (None, feature), rows)
 
 

@@ -159,7 +159,7 @@ class Result:
         # Several views of one storage are fine, but not so many that a small file becomes a large one.
         if sum(tensor.span * tensor.storage.width for tensor in self.tensors) > most:
             raise Refused("its tensors overlap so much that they have more numbers than the file")
-        told: list[Any] = []
+        listing: list[Any] = []
         last: Storage | None = None
         data = b""
         with (folder / "tensors").open("wb") as out:
@@ -168,8 +168,8 @@ class Result:
                     last, data = tensor.storage, read(tensor.storage)
                 start, width = tensor.offset, tensor.storage.width
                 out.write(memoryview(data)[start * width : (start + tensor.span) * width])
-                told.append([tensor.storage.kind, tensor.span, tensor.shape, tensor.stride])
-        return told
+                listing.append([tensor.storage.kind, tensor.span, tensor.shape, tensor.stride])
+        return listing
 
 
 def limit(memory: int, seconds: int, output: int) -> None:

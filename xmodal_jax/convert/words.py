@@ -42,7 +42,9 @@ def read_words(path: Path) -> list[str]:
 
 def in_order(ids: Any, path: Path) -> list[str]:
     """The words of ``{word: id}``."""
-    if not isinstance(ids, dict) or not all(isinstance(word, str) and type(own) is int for word, own in ids.items()):
+    if not isinstance(ids, dict) or not all(
+        isinstance(word, str) and type(index) is int for word, index in ids.items()
+    ):
         raise CheckpointError(f'{path} has no "word2idx" from words to numbers; give the vocabulary of the checkpoint.')
     words = sorted(ids, key=lambda word: ids[word])
     if [ids[word] for word in words] != list(range(len(words))):
@@ -71,7 +73,7 @@ def match(words: list[str], count: int, path: Path) -> tuple[Vocabulary, list[in
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; give the vocabulary of the checkpoint.")
     special = set(SPECIAL)  # ADAPT has them in another order
     ours = [*SPECIAL, *(word for word in words if word not in special)]
-    ids = {word: own for own, word in enumerate(words)}
+    ids = {word: index for index, word in enumerate(words)}
     try:
         return Vocabulary(ours), [ids[word] for word in ours]
     except ValueError as error:
@@ -80,4 +82,4 @@ def match(words: list[str], count: int, path: Path) -> tuple[Vocabulary, list[in
 
 def nameless(count: int) -> Vocabulary:
     """A vocabulary of the right size, where there is none."""
-    return Vocabulary([*SPECIAL, *(f"word{own}" for own in range(len(SPECIAL), count))])
+    return Vocabulary([*SPECIAL, *(f"word{index}" for index in range(len(SPECIAL), count))])

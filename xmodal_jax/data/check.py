@@ -67,8 +67,8 @@ def check(directory: str | Path) -> dict[str, Any]:
             findings.add("errors", str(error))
     for name, kinds in images.items():
         _check_repeats(name, kinds, findings)
-    for one, other in combinations(images, 2):
-        _check_shared(one, other, images, captions, findings)
+    for first, second in combinations(images, 2):
+        _check_shared(first, second, images, captions, findings)
     return {
         "directory": str(directory),
         "name": dataset.manifest["name"],
@@ -191,32 +191,32 @@ def _check_repeats(name: str, kinds: Mapping[str, Sequence[Hashable | None]], fi
 
 
 def _check_shared(
-    one: str,
-    other: str,
+    former: str,
+    latter: str,
     images: Mapping[str, Mapping[str, Sequence[Hashable | None]]],
     captions: Mapping[str, list[str]],
     findings: Findings,
 ) -> None:
     """What two splits have in common: the same image is an error, the same caption a warning."""
-    if one.startswith("test") and other.startswith("test"):
+    if former.startswith("test") and latter.startswith("test"):
         return  # COCO's 1,000 test images are part of its 5,000
-    names = f'"{one}" and "{other}"'
-    ids = set(images[one]["id"]) & set(images[other]["id"])
+    names = f'"{former}" and "{latter}"'
+    ids = set(images[former]["id"]) & set(images[latter]["id"])
     if ids:
         findings.add("errors", f"{_number(len(ids), 'image id')} in both {names}", sorted(map(str, ids)))
     for kind in ("features", "picture"):
-        first = dict(zip(images[one][kind], images[one]["id"], strict=True))
+        first = dict(zip(images[former][kind], images[former]["id"], strict=True))
         first.pop(None, None)
         pairs = [
             f"{first[key]} = {image}"
-            for key, image in zip(images[other][kind], images[other]["id"], strict=True)
+            for key, image in zip(images[latter][kind], images[latter]["id"], strict=True)
             if key in first and image not in ids
         ]
         if pairs:
             findings.add(
                 "errors", f"{_number(len(pairs), 'image')} in both {names} under two ids, by their {kind}", pairs
             )
-    shared = set(captions[one]) & set(captions[other]) - {""}
+    shared = set(captions[former]) & set(captions[latter]) - {""}
     if shared:
         findings.add(
             "warnings", f"{_number(len(shared), 'caption')} in both {names}", [f'"{_short(c)}"' for c in sorted(shared)]

@@ -257,8 +257,8 @@ def image_batches(reader: FeatureReader, size: int) -> Iterator[Images]:
     rows = np.full(-(-reader.count // size) * size, -1, np.int64)
     rows[: reader.count] = np.arange(reader.count)
     batches = rows.reshape(-1, size)
-    for own, arrays in zip(batches, reader.stream(0, len(batches), batches.__getitem__), strict=True):
-        yield reader.images(arrays, own)
+    for block, arrays in zip(batches, reader.stream(0, len(batches), batches.__getitem__), strict=True):
+        yield reader.images(arrays, block)
 
 
 def text_batches(captions: Captions, size: int) -> Iterator[Texts]:
@@ -266,5 +266,5 @@ def text_batches(captions: Captions, size: int) -> Iterator[Texts]:
     order = np.argsort(-captions.lengths, kind="stable")
     rows = np.full(-(-len(order) // size) * size, -1, np.int64)
     rows[: len(order)] = order
-    for own in rows.reshape(-1, size):
-        yield captions.texts(own, np.maximum(captions.image[own], 0))
+    for block in rows.reshape(-1, size):
+        yield captions.texts(block, np.maximum(captions.image[block], 0))

@@ -94,22 +94,22 @@ def _stack(
     stacks: Any = None
     width = 0
     for batch in batches:
-        own = np.asarray(batch.id)
+        ids = np.asarray(batch.id)
         out = jax.device_get(encode(batch))
         if longest_first:  # padding that the first batch has no use for is not kept
             width = width or (int(lengths(out).max()) if fragments(out) else 1)
             out = cut(out, width)
         if stacks is None:
             stacks = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), out)
-        real = own >= 0
+        real = ids >= 0
         for leaf, into in zip(jax.tree.leaves(out), jax.tree.leaves(stacks), strict=True):
             finite = np.isfinite(leaf[real]).reshape(int(real.sum()), -1).all(axis=1)
             if not finite.all():
-                bad = int(own[real][np.flatnonzero(~finite)[0]])
+                bad = int(ids[real][np.flatnonzero(~finite)[0]])
                 raise NumericError(
                     f"The representation of {name(bad)} is not finite ({int((~finite).sum())} of this batch are not); "
                     "check the features with `xmodal data check`, or the checkpoint."
                 )
-            into[(own[real], *(slice(size) for size in leaf.shape[1:]))] = leaf[real]
+            into[(ids[real], *(slice(size) for size in leaf.shape[1:]))] = leaf[real]
         progress.advance(int(real.sum()))
     return stacks

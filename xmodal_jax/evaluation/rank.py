@@ -57,9 +57,9 @@ def ranks(scores: Any, positive: Any) -> tuple[np.ndarray, np.ndarray]:
         block = scores[chunk].astype(kind, copy=False)
         if not np.isfinite(block).all():
             raise _not_finite(block, chunk.start, 0)
-        own = np.where(positive[chunk], block, -np.inf)
-        best_image[chunk] = own.max(axis=1)
-        np.maximum(best_caption, own.max(axis=0), out=best_caption)
+        matched = np.where(positive[chunk], block, -np.inf)
+        best_image[chunk] = matched.max(axis=1)
+        np.maximum(best_caption, matched.max(axis=0), out=best_caption)
     i2t, t2i = np.zeros(n_images, np.int64), np.zeros(n_captions, np.int64)
     for chunk in chunks:
         block = scores[chunk].astype(kind, copy=False)

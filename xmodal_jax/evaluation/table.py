@@ -120,8 +120,8 @@ def chance(number: np.ndarray) -> tuple[Recall, Recall]:
     (C-k) / (k+1) captions before its first. ``medr`` is that of all queries' ranks together.
     """
     captions, images = int(number.sum()), len(number)
-    one = np.ones(1, int)
-    return _chance(number, captions), _chance(one, images)
+    single = np.ones(1, int)
+    return _chance(number, captions), _chance(single, images)
 
 
 def _chance(positives: np.ndarray, gallery: int) -> Recall:

@@ -43,11 +43,11 @@ def rank_table(
     for fold in folds:
         inside = np.isin(owner, fold)
         local = np.searchsorted(fold, owner[inside])
-        own = [member.pick(fold, inside) for member in members]
+        picked = [member.pick(fold, inside) for member in members]
 
-        def block(image: slice, caption: slice, own: Sequence[Member] = own) -> Any:
-            total, *others = (member.pick(image, caption).scores() for member in own)
-            return sum(others, start=total) / len(own)
+        def block(image: slice, caption: slice, picked: Sequence[Member] = picked) -> Any:
+            total, *others = (member.pick(image, caption).scores() for member in picked)
+            return sum(others, start=total) / len(picked)
 
         ranks = rank.blocked_ranks(block, local, len(fold), image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
         results.append((*ranks, local))

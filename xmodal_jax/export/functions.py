@@ -64,7 +64,7 @@ class Exporter:
         self.limit = [f"r <= {most}"] if most is not None else []
 
     def functions(self) -> dict[str, Function]:
-        made = {
+        table = {
             "encode_image": self.build(
                 lambda p, *args: jax.tree.leaves(
                     self.apply(p, self.images(*args), method="encode_image", train=False)[0]
@@ -83,7 +83,7 @@ class Exporter:
         }
 
         def pair_args(scope):
-            avals = (made[name].exported.out_avals for name in ("encode_image", "encode_text"))
+            avals = (table[name].exported.out_avals for name in ("encode_image", "encode_text"))
             return [[_struct(str(a.shape)[1:-1], a.dtype, scope) for a in leaves] for leaves in avals]
 
         structures = jax.tree.structure(self.image), jax.tree.structure(self.text)
@@ -95,23 +95,23 @@ class Exporter:
 
             return function
 
-        limit = self.limit if "r" in str([a.shape for a in made["encode_image"].exported.out_avals]) else []
-        made["score"] = self.build(on_pair("score"), ["score"], pair_args, limit)
+        limit = self.limit if "r" in str([a.shape for a in table["encode_image"].exported.out_avals]) else []
+        table["score"] = self.build(on_pair("score"), ["score"], pair_args, limit)
         if self.model.has("attention"):
             with contextlib.suppress(UsageError):  # a variant of the system without any (DeFrag)
-                made["attention"] = self.build(on_pair("attention"), ["weight"], pair_args, limit)
-        return made | (self.speaking() if self.model.has("begin") else {})
+                table["attention"] = self.build(on_pair("attention"), ["weight"], pair_args, limit)
+        return table | (self.speaking() if self.model.has("begin") else {})
 
     def speaking(self) -> dict[str, Function]:
         """What :mod:`xmodal_jax.text.generation` calls: the first state from an image or a caption, and one word."""
-        made, carry = {}, None
+        table, carry = {}, None
         sides = {"begin_image": (self.images, self.image_args), "begin_text": (self.texts, self.text_args)}
         for (name, (source, args)), example in zip(sides.items(), self.sides, strict=True):
             try:
                 carry = jax.eval_shape(lambda p, x: self.apply(p, x, method="begin"), self.parameters, example)
             except UsageError:  # it speaks of the other side only
                 continue
-            made[name] = self.build(
+            table[name] = self.build(
                 lambda p, *arrays, source=source: jax.tree.leaves(self.apply(p, source(*arrays), method="begin")),
                 leaf_names(carry),
                 args,
@@ -127,8 +127,8 @@ class Exporter:
             carry = [_struct(", ".join(["n", *map(str, leaf.shape[1:])]), leaf.dtype, scope) for leaf in state]
             return carry, _struct("n", np.int32, scope)
 
-        made["word"] = self.build(word, [*leaf_names(carry), "logits"], word_args)
-        return made
+        table["word"] = self.build(word, [*leaf_names(carry), "logits"], word_args)
+        return table
 
     def apply(self, parameters: Any, *args: Any, **options: Any) -> Any:
         return self.model.apply(jax.tree.unflatten(self.tree, parameters), *args, **options)

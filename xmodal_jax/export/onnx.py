@@ -63,11 +63,11 @@ def convert(
         require("jax2onnx", "onnx")
     require("onnxruntime", "onnx")
     function = functions[name]
-    own = [np.asarray(parameters[key]) for key in function.parameters]
-    avals = function.exported.in_avals[len(own) :]
+    arrays = [np.asarray(parameters[key]) for key in function.parameters]
+    avals = function.exported.in_avals[len(arrays) :]
 
     def call(*args: Any) -> list[Any]:
-        tree, _ = jax.tree.unflatten(function.exported.in_tree, [*own, *args])
+        tree, _ = jax.tree.unflatten(function.exported.in_tree, [*arrays, *args])
         return jax.tree.leaves(function.call(*tree))
 
     def named(*args: Any) -> list[Any]:  # an input that is given back unchanged cannot have two names
@@ -107,16 +107,16 @@ class _Spec:
 def draw(avals: Sequence[Any], sizes: Mapping[str, int]) -> list[np.ndarray]:
     """Inputs of the given sizes: normal numbers, small token ids, and masks whose first entries are real."""
     rng = np.random.default_rng(0)
-    made = []
+    arrays = []
     for aval in avals:
         shape = [size if isinstance(size, int) else sizes[str(size)[0]] for size in aval.shape]
         if aval.dtype == bool:
-            made.append(np.arange(shape[-1]) < rng.integers(1, shape[-1] + 1, (*shape[:-1], 1)))
+            arrays.append(np.arange(shape[-1]) < rng.integers(1, shape[-1] + 1, (*shape[:-1], 1)))
         elif np.issubdtype(aval.dtype, np.integer):
-            made.append(rng.integers(1, 4, shape).astype(aval.dtype))
+            arrays.append(rng.integers(1, 4, shape).astype(aval.dtype))
         else:
-            made.append(rng.normal(size=shape).astype(aval.dtype))
-    return made
+            arrays.append(rng.normal(size=shape).astype(aval.dtype))
+    return arrays
 
 
 def _error(model: bytes, call: Any, avals: Sequence[Any], sizes: Mapping[str, int]) -> float:

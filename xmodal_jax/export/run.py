@@ -126,8 +126,8 @@ def model_card(manifest: Mapping[str, Any], card: Card, parameters: Mapping[str,
     text = f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
     if manifest["vocabulary"] or not manifest["tokens"]:
         text = "sentences" if manifest["vocabulary"] or manifest["text_models"] else "dense vectors"
-    made = manifest["made_with"]
-    by = f"xmodal_jax {made['xmodal_jax']}" + (f", commit {card.commit}" if card.commit else "")
+    origin = manifest["made_with"]
+    by = f"xmodal_jax {origin['xmodal_jax']}" + (f", commit {card.commit}" if card.commit else "")
     return f"""# {manifest["system"]}
 
 {card.origin}
@@ -145,7 +145,7 @@ m = xmodal_jax.load("path/to/this/folder")
 | captions | {text}{f", at most {max(manifest['lengths'])} tokens" if manifest["tokens"] else ""} |
 | parameters | {stored:,} in `{layout.PARAMETERS}` |
 | data | {card.data} |
-| made with | {by}, JAX {made["jax"]}, {manifest["created"]} |
+| made with | {by}, JAX {origin["jax"]}, {manifest["created"]} |
 | runs on | {", ".join(manifest["platforms"])} |{graphs}
 
 ## Recall
@@ -219,8 +219,8 @@ def main(args: argparse.Namespace) -> int:
     """`xmodal export`: the best step of a run, or another one, as a bundle."""
     run = Run(args.workdir, args.data)
     step = run.step(args.step)
-    made = export_run(run, step, args.out, with_onnx=args.onnx)
-    size = sum(entry["bytes"] for entry in made["files"].values())
-    print(f"{args.out}: step {step:,} of {run.workdir}, {size / 1e6:.1f} MB, for {', '.join(made['platforms'])}")
+    written = export_run(run, step, args.out, with_onnx=args.onnx)
+    size = sum(entry["bytes"] for entry in written["files"].values())
+    print(f"{args.out}: step {step:,} of {run.workdir}, {size / 1e6:.1f} MB, for {', '.join(written['platforms'])}")
     print(f"next: xmodal index --bundle {args.out} --data {run.dataset.directory} --out gallery")
     return 0

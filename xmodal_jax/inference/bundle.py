@@ -153,8 +153,8 @@ class Bundle:
         rows = [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in rows]
         lengths = np.array([len(row) for row in rows], np.int32)
         ids = np.zeros((len(rows), lengths.max(initial=1)), np.int32)
-        for row, own in zip(ids, rows, strict=True):
-            row[: len(own)] = own
+        for row, words in zip(ids, rows, strict=True):
+            row[: len(words)] = words
         return ids, lengths
 
     def length(self, text: str) -> int:
@@ -276,15 +276,17 @@ class Bundle:
                 "pixels; give embed_images the arrays."
             )
         most = self.manifest["regions"]
-        made = [EXTRACTORS[name](read_picture(picture)) for picture in pictures]
+        extracted = [EXTRACTORS[name](read_picture(picture)) for picture in pictures]
         regional = {feature for feature, shape in self.features.items() if len(shape) == 2}
-        mask = np.zeros((len(made), most if regional else 1), bool)
-        boxes = np.zeros((len(made), mask.shape[1], 4), np.float32)
-        for row, own in enumerate(made):
-            mask[row, : len(own["boxes"]) if regional else 1] = True
-            boxes[row, : len(own["boxes"])] = own["boxes"][: mask.shape[1]]
+        mask = np.zeros((len(extracted), most if regional else 1), bool)
+        boxes = np.zeros((len(extracted), mask.shape[1], 4), np.float32)
+        for row, item in enumerate(extracted):
+            mask[row, : len(item["boxes"]) if regional else 1] = True
+            boxes[row, : len(item["boxes"])] = item["boxes"][: mask.shape[1]]
         features = {
-            feature: np.stack([_fill(own[feature], most) if feature in regional else own[feature] for own in made])
+            feature: np.stack(
+                [_fill(item[feature], most) if feature in regional else item[feature] for item in extracted]
+            )
             for feature in self.features
         }
         return Extracted(features, mask, boxes)
@@ -406,20 +408,20 @@ class Bundle:
         """
         gives = self.manifest["functions"][f"encode_{side}"]["gives"]
         parts = embedding if isinstance(embedding, Mapping) else {"embedding": embedding}
-        if set(parts) != {own["name"] for own in gives}:
+        if set(parts) != {give["name"] for give in gives}:
             raise UsageError(f"This is no {side} embedding of {self.path}; make it with embed_{side}s.")
-        leaves = [np.asarray(parts[own["name"]]) for own in gives]
+        leaves = [np.asarray(parts[give["name"]]) for give in gives]
         if len({len(leaf) for leaf in leaves}) > 1 or any(
-            leaf.ndim != len(own["shape"]) for leaf, own in zip(leaves, gives, strict=True)
+            leaf.ndim != len(give["shape"]) for leaf, give in zip(leaves, gives, strict=True)
         ):
             raise UsageError(f"This is no {side} embedding of {self.path}; make it with embed_{side}s.")
-        return [leaf.astype(own["dtype"], copy=False) for leaf, own in zip(leaves, gives, strict=True)]
+        return [leaf.astype(give["dtype"], copy=False) for leaf, give in zip(leaves, gives, strict=True)]
 
     @functools.cached_property
     def _cuts(self) -> list[int]:
         """Which arrays of a text have a word axis (always their second)."""
         gives = self.manifest["functions"]["encode_text"]["gives"]
-        return [i for i, own in enumerate(gives) if len(own["shape"]) > 1 and own["shape"][1] == "w"]
+        return [i for i, give in enumerate(gives) if len(give["shape"]) > 1 and give["shape"][1] == "w"]
 
     def words(self, text: list[np.ndarray]) -> np.ndarray:
         """[C] number of tokens of each caption, from the masks among its arrays; 1 without."""
@@ -430,12 +432,12 @@ class Bundle:
 
     def cut(self, text: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
         """The captions ``rows`` (-1 repeats some caption), cut to their longest."""
-        own = [leaf[rows] for leaf in text]
+        leaves = [leaf[rows] for leaf in text]
         if not self._cuts:
-            return own
-        most = own[self._cuts[0]].shape[1]
-        width = _round(int(self.words(own).max(initial=1)), max(most, 1))
-        return [leaf[:, :width] if i in self._cuts else leaf for i, leaf in enumerate(own)]
+            return leaves
+        most = leaves[self._cuts[0]].shape[1]
+        width = _round(int(self.words(leaves).max(initial=1)), max(most, 1))
+        return [leaf[:, :width] if i in self._cuts else leaf for i, leaf in enumerate(leaves)]
 
     @functools.cache  # noqa: B019  (a bundle lives as long as its program)
     def function(self, name: str) -> Callable[..., Any]:
@@ -449,7 +451,7 @@ class Bundle:
                 f"{path} cannot be read by JAX {jax.__version__} ({str(error).splitlines()[0]}); it was made with "
                 f"{self.manifest['made_with']['jax']}: export the run again."
             ) from None
-        parameters = [self._parameters[own] for own in about["parameters"]]
+        parameters = [self._parameters[key] for key in about["parameters"]]
         call = jax.jit(exported.call)
         return functools.partial(call, parameters)
 
@@ -457,19 +459,19 @@ class Bundle:
         """One embedding of batches that hold the items ``order``, its parts padded to the widest."""
         gives = self.manifest["functions"][name]["gives"]
         leaves = []
-        for index, own in enumerate(gives):
+        for index, give in enumerate(gives):
             parts = [np.asarray(piece[index]) for piece in pieces]
             widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
             if not parts:
-                widest = [int(size) if size.isdigit() else 1 for size in own["shape"][1:]]
-            whole = np.zeros((len(order), *widest), own["dtype"])
+                widest = [int(size) if size.isdigit() else 1 for size in give["shape"][1:]]
+            whole = np.zeros((len(order), *widest), give["dtype"])
             done = 0
             for part in parts:
                 rows = order[done : done + len(part)]
                 whole[(rows, *(slice(size) for size in part.shape[1:]))] = part[: len(rows)]
                 done += len(rows)
             leaves.append(whole)
-        named = {own["name"]: leaf for own, leaf in zip(gives, leaves, strict=True)}
+        named = {give["name"]: leaf for give, leaf in zip(gives, leaves, strict=True)}
         return named["embedding"] if list(named) == ["embedding"] else named
 
 
@@ -498,10 +500,10 @@ def _doubled(least: int) -> int:
 
 def _batches(order: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
     """Parts of ``order``, padded with -1 to ``size``, or to one of :data:`SIZES` where one part is enough."""
-    size = min(size, next((own for own in SIZES if len(order) <= own), size))
+    size = min(size, next((step for step in SIZES if len(order) <= step), size))
     for start in range(0, len(order), size):
-        own = order[start : start + size]
-        yield np.concatenate([own, np.full(size - len(own), -1, own.dtype)])
+        step = order[start : start + size]
+        yield np.concatenate([step, np.full(size - len(step), -1, step.dtype)])
 
 
 def _fill(rows: np.ndarray, count: int) -> np.ndarray:

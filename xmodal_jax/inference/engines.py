@@ -68,10 +68,10 @@ class Exact:
 
     def _load(self) -> Iterator[tuple[int, jax.Array]]:
         for start in range(0, self.count, max(self.block, 1)):
-            own = np.zeros((self.block, self.width), self.dtype)
+            rows = np.zeros((self.block, self.width), self.dtype)
             part = self.vectors[start : start + self.block]
-            own[: len(part)] = part
-            yield start, jnp.asarray(own)
+            rows[: len(part)] = part
+            yield start, jnp.asarray(rows)
 
     def search(self, query: np.ndarray, k: int) -> Ranked:
         query = _checked(query, self.width)
@@ -81,14 +81,14 @@ class Exact:
             return scores, rows
         keep = max(1 << (k - 1).bit_length(), LEAST)
         for first in range(0, len(query), QUERIES):
-            own = query[first : first + QUERIES]
-            padded = np.zeros((1 << (len(own) - 1).bit_length(), self.width), np.float32)
-            padded[: len(own)] = own
+            chunk = query[first : first + QUERIES]
+            padded = np.zeros((1 << (len(chunk) - 1).bit_length(), self.width), np.float32)
+            padded[: len(chunk)] = chunk
             best = jnp.full((len(padded), keep), -jnp.inf), jnp.full((len(padded), keep), -1)
             for start, block in self._load() if self._held is None else self._held:
                 best = _merge(best, block, start, self.count, padded)
-            scores[first : first + len(own)], rows[first : first + len(own)] = (
-                np.asarray(part)[: len(own), :k] for part in best
+            scores[first : first + len(chunk)], rows[first : first + len(chunk)] = (
+                np.asarray(part)[: len(chunk), :k] for part in best
             )
         return scores, rows
 
@@ -102,8 +102,8 @@ def _merge(best: tuple[jax.Array, jax.Array], block: jax.Array, start: Any, coun
     score = jnp.where(score == 0, 0, score)  # minus zero is no smaller than zero
     score = jnp.where(start + jnp.arange(len(block)) < count, score, -jnp.inf)
     keep = best[0].shape[1]
-    own, place = jax.lax.top_k(score, min(keep, len(block)))
-    merged, order = jax.lax.top_k(jnp.concatenate([best[0], own], axis=1), keep)
+    top, place = jax.lax.top_k(score, min(keep, len(block)))
+    merged, order = jax.lax.top_k(jnp.concatenate([best[0], top], axis=1), keep)
     return merged, jnp.take_along_axis(jnp.concatenate([best[1], start + place], axis=1), order, axis=1)
 
 
@@ -301,11 +301,11 @@ class Qdrant:
         score, row = np.full((len(query), k), -np.inf, np.float32), np.full((len(query), k), -1, np.int64)
         if not k or not len(query):
             return score, row
-        requests = [self._models.QueryRequest(query=own.tolist(), limit=k) for own in query]
+        requests = [self._models.QueryRequest(query=vector.tolist(), limit=k) for vector in query]
         for place, answer in enumerate(self._ask(self._client.query_batch_points, self.name, requests)):
             found = [(point.score, point.id) for point in answer.points]
-            score[place, : len(found)] = [own for own, _ in found]
-            row[place, : len(found)] = [own for _, own in found]
+            score[place, : len(found)] = [vector for vector, _ in found]
+            row[place, : len(found)] = [vector for _, vector in found]
         return _ordered(score, row)
 
 
@@ -322,7 +322,7 @@ def open_engine(
         if location != ":memory:" and "://" not in location:  # the embedded mode opens a folder once
             location = str(Path(location or cache / "qdrant") / identity[:16])
         return Qdrant(vectors, location, f"xmodal-{identity[:32]}")
-    made = {"exact": lambda: Exact(vectors), "faiss": lambda: Faiss(vectors, cache, identity, queries)}
-    if choice not in made:
+    builders = {"exact": lambda: Exact(vectors), "faiss": lambda: Faiss(vectors, cache, identity, queries)}
+    if choice not in builders:
         raise UsageError(f'There is no engine "{choice}"; choose exact, faiss or qdrant[:LOCATION].')
-    return made[choice]()
+    return builders[choice]()

@@ -57,9 +57,9 @@ def pooled(embedding: Embedding) -> np.ndarray:
     """
     parts = parts_of(embedding)
     fragments = [name for name in parts if name.rpartition("/")[2] == "feature"]
-    own = next((parts[name] for name in WHOLE if name in parts and parts[name].ndim == 2), None)
-    if own is not None:
-        vector = np.asarray(own, np.float32)
+    whole = next((parts[name] for name in WHOLE if name in parts and parts[name].ndim == 2), None)
+    if whole is not None:
+        vector = np.asarray(whole, np.float32)
     elif fragments:
         mask = np.asarray(parts[fragments[0].removesuffix("feature") + "mask"], np.float32)
         total = np.einsum("nrd,nr->nd", np.asarray(parts[fragments[0]], np.float32), mask)
@@ -203,7 +203,7 @@ class Gallery:
                 if picture.is_absolute() or ".." in picture.parts:
                     raise DataError(f"{self.path}: {self._outside(row)}")
                 strings = [line["id"]] if self.decoding is None else [line["id"], line["said"]]
-                if not all(isinstance(own, str) for own in strings):
+                if not all(isinstance(string, str) for string in strings):
                     raise ValueError
                 if not all(0 <= text < texts for text in line["captions"]):
                     raise ValueError

@@ -55,10 +55,10 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     from xmodal_jax.data.records import open_dataset
 
     dataset = open_dataset(data)
-    own = dataset.split(split)
+    records = dataset.split(split)
     known = dataset.manifest["features"]
     boxes = bool(dataset.manifest.get("boxes")) and any("regions" in known.get(name, {}) for name in features)
-    reader = FeatureReader(own, features, boxes=boxes)
+    reader = FeatureReader(records, features, boxes=boxes)
 
     def read(start: int) -> Iterator[Read]:
         blocks = -(-reader.count // BLOCK)
@@ -71,8 +71,10 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
 
     folder = dataset.directory.resolve()
     about = {"name": dataset.manifest["name"], "manifest": dataset.identity, "split": split}
-    pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in own.pictures]
-    return Items({**about, "folder": str(folder)}, own.ids, own.captions, pictures, own.sizes.tolist(), read)
+    pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in records.pictures]
+    return Items(
+        {**about, "folder": str(folder)}, records.ids, records.captions, pictures, records.sizes.tolist(), read
+    )
 
 
 def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
@@ -183,8 +185,8 @@ class Builder:
     def __init__(self, folder: Path, bundle: Bundle, items: Items, coarse: Bundle | None, dtype: str, job: dict):
         self.folder, self.bundle, self.items, self.coarse, self.dtype = folder, bundle, items, coarse, dtype
         self.decoding = job["decoding"]
-        self.captions = [text for own in items.captions for text in own]
-        self.owner = np.repeat(np.arange(len(items.ids)), [len(own) for own in items.captions])
+        self.captions = [text for captions in items.captions for text in captions]
+        self.owner = np.repeat(np.arange(len(items.ids)), [len(captions) for captions in items.captions])
         # The longest first: they tell the width of the arrays, and blocks of equal lengths compute little padding.
         lengths = [bundle.length(text) for text in self.captions]
         self.order = np.argsort(-np.array(lengths, np.int64), kind="stable")
@@ -203,7 +205,8 @@ class Builder:
         images = self._images(next(iter(self.items.read(0))), self.bundle)
         texts = self.bundle.embed_texts(self.captions[:PROBES] or ["a"])
         leaves = {
-            side: list(galleries.parts_of(own)) for side, own in zip(galleries.SIDES, (images, texts), strict=True)
+            side: list(galleries.parts_of(embedding))
+            for side, embedding in zip(galleries.SIDES, (images, texts), strict=True)
         }
         dot = dot_of(self.bundle, take(images, slice(PROBES)), texts)
         if self.coarse is not None:
@@ -213,12 +216,12 @@ class Builder:
                     "out --coarse."
                 )
             pair = self._images(next(iter(self.items.read(0))), self.coarse), self.coarse.embed_texts(["a"])
-            if any(isinstance(own, Mapping) for own in pair):
+            if any(isinstance(embedding, Mapping) for embedding in pair):
                 raise UsageError(
                     f"{self.coarse.path} has more than one vector an item; --coarse takes a bundle of one."
                 )
         elif not dot:
-            widths = [galleries.pooled(own).shape[1] for own in (images, texts)]
+            widths = [galleries.pooled(embedding).shape[1] for embedding in (images, texts)]
             if widths[0] != widths[1]:
                 raise UsageError(f"Pooled vectors have {widths} numbers; give a second bundle with --coarse.")
         for side, names in leaves.items():
@@ -265,8 +268,10 @@ class Builder:
         arrays = Arrays(self.folder, "texts", len(self.captions), self.dtype, fresh=not done)
         for block in range(done, blocks):
             rows = self.order[block * BLOCK : (block + 1) * BLOCK]
-            own = [self.captions[row] for row in rows]
-            parts = self._parts(self.bundle.embed_texts(own), lambda other, own=own: other.embed_texts(own))
+            sentences = [self.captions[row] for row in rows]
+            parts = self._parts(
+                self.bundle.embed_texts(sentences), lambda other, sentences=sentences: other.embed_texts(sentences)
+            )
             arrays.put(rows, parts, lambda row: f"caption {row}")
             self.state.save(arrays, block + 1, now=block + 1 == blocks)
             progress.advance(len(rows))
@@ -277,7 +282,7 @@ class Builder:
 
     def finish(self) -> dict[str, Any]:
         """Lines, copies of the bundles and the manifest; returns it."""
-        first = np.concatenate([[0], np.cumsum([len(own) for own in self.items.captions])]).astype(int)
+        first = np.concatenate([[0], np.cumsum([len(captions) for captions in self.items.captions])]).astype(int)
         said = (self.folder / SAID).read_text(encoding="utf-8").splitlines() if self.decoding else None
         with (self.folder / "images.jsonl").open("w", encoding="utf-8") as file:
             for row, id_ in enumerate(self.items.ids):

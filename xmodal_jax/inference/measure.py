@@ -61,7 +61,7 @@ def _recalls(
     """For each depth the recalls among the best of the first so many of ``coarse``, rows [Q, N], and among all."""
     owner = np.array([line["image"] for line in searcher.gallery.texts.lines], np.int64)
     by_text = side is searcher.gallery.images
-    own = owner[queries] if by_text else queries  # the image that a query belongs to
+    owners = owner[queries] if by_text else queries  # the image that a query belongs to
 
     def best(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         order = np.lexsort((rows, -scores), axis=-1)[:, :10]
@@ -69,7 +69,7 @@ def _recalls(
 
     def recall_at(k: int, found: np.ndarray) -> float:
         image = found[:, :k] if by_text else owner[found[:, :k]]
-        return float((image == own[:, None]).any(1).mean())
+        return float((image == owners[:, None]).any(1).mean())
 
     wanted = best(full, np.broadcast_to(np.arange(len(side)), full.shape))
     out = []
@@ -91,8 +91,8 @@ def _all_scores(searcher: Searcher, side: Side, embedding: Embedding, count: int
         for start in range(0, len(side), PART):
             some = side.take(slice(start, start + PART))
             for first in range(0, count, AT_A_TIME):
-                own = take(embedding, slice(first, first + AT_A_TIME))
-                pair = (some, own) if side is searcher.gallery.images else (own, some)
+                part = take(embedding, slice(first, first + AT_A_TIME))
+                pair = (some, part) if side is searcher.gallery.images else (part, some)
                 block = searcher.bundle.score(*pair)
                 out[first : first + AT_A_TIME, start : start + PART] = (
                     block.T if side is searcher.gallery.images else block

@@ -73,7 +73,9 @@ class Searcher:
         score = self.bundle.function("score")  # one more `jit` around it, with the types that are stored
 
         def full(*pair: list[jax.Array]) -> jax.Array:
-            return score(*([x.astype(t) for x, t in zip(*own, strict=True)] for own in zip(pair, inputs, strict=True)))
+            return score(
+                *([x.astype(t) for x, t in zip(*arrays, strict=True)] for arrays in zip(pair, inputs, strict=True))
+            )
 
         self._full = jax.jit(full)
 
@@ -96,7 +98,7 @@ class Searcher:
         if not texts:
             return []
         found = self.rank(self.gallery.images, self._texts(texts), k)
-        return [self._hits(self.gallery.images, *own) for own in zip(*found, strict=True)]
+        return [self._hits(self.gallery.images, *answer) for answer in zip(*found, strict=True)]
 
     def by_image(self, image: Any, k: int = 10) -> list[Hit]:
         """The best k captions for one image.
@@ -161,8 +163,10 @@ class Searcher:
             given = image[None] if array else [image]
 
         def embed(bundle: Bundle) -> Embedding:
-            own = {name: given[name] for name in bundle.features if name in given} if isinstance(given, dict) else given
-            return bundle.embed_images(own)
+            features = (
+                {name: given[name] for name in bundle.features if name in given} if isinstance(given, dict) else given
+            )
+            return bundle.embed_images(features)
 
         return self._query(embed(self.bundle), embed)
 
@@ -208,15 +212,15 @@ class Searcher:
             rows: Any = [np.arange(len(side))] * len(query.vectors)
         else:
             scores, rows = self.engine_of(side).search(query.vectors, depth or k)
-            kept = [own >= 0 for own in rows]  # approximate engines may find fewer
-            scores, rows = ([own[keep] for own, keep in zip(part, kept, strict=True)] for part in (scores, rows))
+            kept = [row >= 0 for row in rows]  # approximate engines may find fewer
+            scores, rows = ([row[keep] for row, keep in zip(part, kept, strict=True)] for part in (scores, rows))
         if not depth:
             assert self.gallery.dot is not None
             a, b = self.gallery.dot
-            return [a * own + b for own in scores], rows
-        scores = [self._score(side, query.embedding, index, own) for index, own in enumerate(rows)]
-        order = [np.lexsort((own, -score))[:k] for score, own in zip(scores, rows, strict=True)]
-        scores, rows = ([own[o] for own, o in zip(part, order, strict=True)] for part in (scores, rows))
+            return [a * row + b for row in scores], rows
+        scores = [self._score(side, query.embedding, index, row) for index, row in enumerate(rows)]
+        order = [np.lexsort((row, -score))[:k] for score, row in zip(scores, rows, strict=True)]
+        scores, rows = ([row[o] for row, o in zip(part, order, strict=True)] for part in (scores, rows))
         return scores, rows
 
     def _leaves(self, side: Side) -> list[np.ndarray]:
@@ -231,13 +235,13 @@ class Searcher:
         leaves, out = self._leaves(side), np.zeros(len(rows), np.float32)
         size = padded(len(rows))
         for start in range(0, len(rows), size):
-            own = np.zeros(size, np.int64)
+            chunk = np.zeros(size, np.int64)
             part = rows[start : start + size]
-            own[: len(part)] = part
+            chunk[: len(part)] = part
             if by_text:
-                pair = [leaf[own] for leaf in leaves], self.bundle.cut(query, np.array([0]))
+                pair = [leaf[chunk] for leaf in leaves], self.bundle.cut(query, np.array([0]))
             else:
-                pair = query, self.bundle.cut(leaves, own)
+                pair = query, self.bundle.cut(leaves, chunk)
             out[start : start + len(part)] = np.asarray(self._full(*pair)).ravel()[: len(part)]
         return out
 
@@ -250,8 +254,8 @@ class Searcher:
             else:
                 image, captions = texts.lines[row]["image"], [texts.lines[row]["caption"]]
             picture = self.gallery.picture(image)
-            own = None if picture is None else str(picture)
-            hits.append(Hit(rank, score, row, images.lines[image]["id"], captions, own))
+            shown = None if picture is None else str(picture)
+            hits.append(Hit(rank, score, row, images.lines[image]["id"], captions, shown))
         return hits
 
 

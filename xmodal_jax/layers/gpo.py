@@ -29,8 +29,8 @@ def ranks(feature: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Int[Array
     """
     place = jnp.arange(feature.shape[1])
     earlier = (place[None, :] < place[:, None])[None, :, :, None]
-    one, other = feature[:, :, None, :], feature[:, None, :, :]
-    before = (other > one) | (earlier & (other == one))  # of equal numbers the earlier row comes first
+    this, that = feature[:, :, None, :], feature[:, None, :, :]
+    before = (that > this) | (earlier & (that == this))  # of equal numbers the earlier row comes first
     return jnp.sum(before & mask[:, None, :, None], axis=2)
 
 

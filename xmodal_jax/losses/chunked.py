@@ -25,7 +25,7 @@ class Value(NamedTuple):
     """A loss, and the scores of each caption with its own image [C], of each image with its hardest caption [B]."""
 
     loss: jax.Array
-    own: jax.Array
+    matched: jax.Array
     hardest: jax.Array
 
 
@@ -66,14 +66,13 @@ class Pairs(NamedTuple):
         results = jax.lax.map(lambda block: chunk(*block), self._stack(xs))
         return self._unstack(results, items(xs))
 
-    def own(self) -> jax.Array:
+    def matched(self) -> jax.Array:
         """[C]: each caption's score with its own image."""
-        return self.each(lambda text, row: self.one(take(self.image, row), text), (self.text, self.pairing.row))
+        return self.each(lambda text, row: self.score_pair(take(self.image, row), text), (self.text, self.pairing.row))
 
-    def one(self, image: Repr, text: Repr) -> jax.Array:
+    def score_pair(self, image: Repr, text: Repr) -> jax.Array:
         """The score of one image and one caption, without item axes."""
-        one = jax.tree.map(lambda leaf: leaf[None], (image, text))
-        return self.score(*one)[0, 0]
+        return self.score(*jax.tree.map(lambda leaf: leaf[None], (image, text)))[0, 0]
 
     def _split(self, count: int) -> tuple[int, int]:
         """(blocks, items of each device in a block)."""
@@ -85,7 +84,7 @@ class Pairs(NamedTuple):
         """Leaves [N, ...] to [blocks, size, ...] with rows of every device in each block; filled up with -1 or 0."""
         blocks, size = self._split(items(xs))
 
-        def one(leaf):
+        def stack_leaf(leaf):
             leaf = jnp.asarray(leaf)
             leaf = leaf.reshape(self.devices, -1, *leaf.shape[1:])
             fill = -1 if jnp.issubdtype(leaf.dtype, jnp.integer) else 0
@@ -93,17 +92,17 @@ class Pairs(NamedTuple):
             leaf = jnp.pad(leaf, room, constant_values=fill).reshape(self.devices, blocks, size, *leaf.shape[2:])
             return jnp.swapaxes(leaf, 0, 1).reshape(blocks, -1, *leaf.shape[3:])
 
-        return jax.tree.map(one, xs)
+        return jax.tree.map(stack_leaf, xs)
 
     def _unstack(self, results: Any, count: int) -> Any:
         blocks, size = self._split(count)
 
-        def one(leaf):
+        def unstack_leaf(leaf):
             leaf = jnp.swapaxes(leaf.reshape(blocks, self.devices, size, *leaf.shape[2:]), 0, 1)
             leaf = leaf.reshape(self.devices, blocks * size, *leaf.shape[3:])[:, : count // self.devices]
             return leaf.reshape(count, *leaf.shape[2:])
 
-        return jax.tree.map(one, results)
+        return jax.tree.map(unstack_leaf, results)
 
 
 def _hardest(pairs: Pairs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -126,41 +125,41 @@ def _hardest(pairs: Pairs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 
 def triplet(pairs: Pairs, *, margin: Scalar, hardness: Scalar, hinge_power: Scalar = 1.0) -> Value:
     """:func:`xmodal_jax.losses.triplet`. The sum of hinges scores every pair twice, once for each direction."""
-    row, own, real = pairs.pairing.row, pairs.own(), pairs.pairing.real()
+    row, matched, real = pairs.pairing.row, pairs.matched(), pairs.pairing.real()
     caption, has_caption, image, has_image = _hardest(pairs)
-    against_caption = pairs.each(lambda image, c: pairs.one(image, take(pairs.text, c)), (pairs.image, caption))
-    against_image = pairs.each(lambda text, b: pairs.one(take(pairs.image, b), text), (pairs.text, image))
+    against_caption = pairs.each(lambda image, c: pairs.score_pair(image, take(pairs.text, c)), (pairs.image, caption))
+    against_image = pairs.each(lambda text, b: pairs.score_pair(take(pairs.image, b), text), (pairs.text, image))
 
     def hardest() -> jax.Array:
         sides = (against_caption[row], has_caption[row]), (against_image, has_image)
-        violations = [jnp.where(real & has, hinge(margin - own + score, hinge_power), 0.0) for score, has in sides]
+        violations = [jnp.where(real & has, hinge(margin - matched + score, hinge_power), 0.0) for score, has in sides]
         return jnp.sum(violations[0] + violations[1])
 
     def hinges() -> jax.Array:
         images = jnp.arange(items(pairs.image))
 
-        def of_caption(text, number, row, own):
+        def of_caption(text, number, row, matched):
             image, text = jax.tree.map(lambda leaf: leaf[None], (take(pairs.image, row), text))
             along_row = pairs.negatives(row[None])[0], pairs.score(image, pairs.text)[0]
             along_column = pairs.negatives(images, number[None])[:, 0], pairs.score(pairs.image, text)[:, 0]
             sums = [
-                jnp.sum(jnp.where(allowed, hinge(margin - own + score, hinge_power), 0.0))
+                jnp.sum(jnp.where(allowed, hinge(margin - matched + score, hinge_power), 0.0))
                 for allowed, score in (along_row, along_column)
             ]
             return sums[0] + sums[1]
 
-        return jnp.sum(jnp.where(real, pairs.each(of_caption, (pairs.text, jnp.arange(len(row)), row, own)), 0.0))
+        return jnp.sum(jnp.where(real, pairs.each(of_caption, (pairs.text, jnp.arange(len(row)), row, matched)), 0.0))
 
     if isinstance(hardness, int | float) and hardness in (0, 1):
         loss = hardest() if hardness == 1 else hinges()
     else:
         loss = hardness * hardest() + (1.0 - hardness) * hinges()
-    return Value(loss, own, jnp.where(has_caption, against_caption, -jnp.inf))
+    return Value(loss, matched, jnp.where(has_caption, against_caption, -jnp.inf))
 
 
 def infonce(pairs: Pairs) -> Value:
     """:func:`xmodal_jax.losses.infonce`."""
-    row, own, real = pairs.pairing.row, pairs.own(), pairs.pairing.real()
+    row, matched, real = pairs.pairing.row, pairs.matched(), pairs.pairing.real()
 
     def look(column, scores, number):
         scores = jnp.where(pairs.negatives(number), scores, NEVER)
@@ -168,13 +167,13 @@ def infonce(pairs: Pairs) -> Value:
         return column, (jax.nn.logsumexp(scores, axis=1), jnp.max(scores, axis=1))
 
     column, (line, hardest) = pairs.over_images(look, jnp.full(items(pairs.text), NEVER))
-    losses = jax.nn.softplus(line[row] - own) + jax.nn.softplus(column - own)
-    return Value(jnp.sum(jnp.where(real, losses, 0.0)) / 2, own, jnp.where(hardest > NEVER, hardest, -jnp.inf))
+    losses = jax.nn.softplus(line[row] - matched) + jax.nn.softplus(column - matched)
+    return Value(jnp.sum(jnp.where(real, losses, 0.0)) / 2, matched, jnp.where(hardest > NEVER, hardest, -jnp.inf))
 
 
 def sigmoid(pairs: Pairs) -> Value:
     """:func:`xmodal_jax.losses.sigmoid`."""
-    own, real = pairs.own(), pairs.pairing.real()
+    matched, real = pairs.matched(), pairs.pairing.real()
 
     def look(total, scores, number):
         negative = pairs.negatives(number)
@@ -182,7 +181,7 @@ def sigmoid(pairs: Pairs) -> Value:
         return total + jnp.sum(jnp.where(negative, jax.nn.softplus(scores), 0.0)), hardest
 
     total, hardest = pairs.over_images(look, jnp.zeros(()))
-    return Value(total + jnp.sum(jnp.where(real, jax.nn.softplus(-own), 0.0)), own, hardest)
+    return Value(total + jnp.sum(jnp.where(real, jax.nn.softplus(-matched), 0.0)), matched, hardest)
 
 
 LOSSES = {"triplet": triplet, "infonce": infonce, "sigmoid": sigmoid}  # those of xmodal_jax.losses that are here too

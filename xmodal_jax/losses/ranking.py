@@ -13,7 +13,7 @@ AnyArray = Array | np.ndarray
 Scalar = int | float | Float[Array, ""]
 
 
-def _own(scores, positive, where) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def matched_scores(scores, positive, where) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(pairs that count [B, C], negatives [B, C], each caption's image [C], 0 where it has none, and its score [C])."""
     positive = jnp.asarray(positive)
     counted = jnp.ones_like(positive) if where is None else jnp.asarray(where)
@@ -69,20 +69,20 @@ def triplet(
     0.7
     """
     scores = jnp.asarray(scores)
-    pair, negative, row, own = _own(scores, positive, where)
+    pair, negative, row, matched = matched_scores(scores, positive, where)
     has_pair = jnp.any(pair, axis=0)
 
     along_row, row_negative = scores[row], negative[row]  # [C, C]: caption c's image against every caption
     along_column, column_negative = scores.T, negative.T  # [C, B]: caption c against every image
 
     def hinges(candidate: jax.Array, allowed: jax.Array) -> jax.Array:
-        violation = hinge(margin - own[:, None] + candidate, hinge_power)
+        violation = hinge(margin - matched[:, None] + candidate, hinge_power)
         return jnp.sum(jnp.where(allowed & has_pair[:, None], violation, 0.0))
 
     def hardest(candidate: jax.Array, allowed: jax.Array) -> jax.Array:
         allowed = allowed & has_pair[:, None]
         index = jnp.argmax(jnp.where(allowed, candidate, -jnp.inf), axis=1)[:, None]
-        violation = hinge(margin - own + jnp.take_along_axis(candidate, index, axis=1)[:, 0], hinge_power)
+        violation = hinge(margin - matched + jnp.take_along_axis(candidate, index, axis=1)[:, 0], hinge_power)
         return jnp.sum(jnp.where(jnp.any(allowed, axis=1), violation, 0.0))
 
     sides = ((along_row, row_negative), (along_column, column_negative))
@@ -106,10 +106,10 @@ def infonce(
     with the negatives of :func:`triplet`. The papers take the mean over the batch; like all losses here this is the
     sum. Scores should be cosines times a factor, see :class:`xmodal_jax.layers.scale.Scale`.
     """
-    pair, negative, row, own = _own(scores, positive, where)
+    pair, negative, row, matched = matched_scores(scores, positive, where)
     below = jnp.where(negative, jnp.asarray(scores), NEVER)
     sides = jax.nn.logsumexp(below, axis=1)[row], jax.nn.logsumexp(below, axis=0)
-    terms = jax.nn.softplus(sides[0] - own) + jax.nn.softplus(sides[1] - own)
+    terms = jax.nn.softplus(sides[0] - matched) + jax.nn.softplus(sides[1] - matched)
     return jnp.sum(jnp.where(jnp.any(pair, axis=0), terms, 0.0)) / 2
 
 
@@ -121,7 +121,7 @@ def sigmoid(
     z is 1 for a positive and -1 for a negative. The paper divides by the batch size; like all losses here this is the
     sum. Scores should be cosines times a factor, plus a bias, see :class:`xmodal_jax.layers.scale.Scale`.
     """
-    pair, negative, _, _ = _own(scores, positive, where)
+    pair, negative, _, _ = matched_scores(scores, positive, where)
     terms = jnp.where(pair, jax.nn.softplus(-jnp.asarray(scores)), 0.0)
     return jnp.sum(terms + jnp.where(negative, jax.nn.softplus(jnp.asarray(scores)), 0.0))
 
@@ -131,5 +131,5 @@ def violations(
 ) -> tuple[Float[Array, " c"], Float[Array, " b"]]:
     """What training logs: the scores of each caption with its own image, of each image with its hardest caption (minus
     infinity where it has none)."""
-    _, negative, _, own = _own(scores, positive, where)
-    return own, jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)
+    _, negative, _, matched = matched_scores(scores, positive, where)
+    return matched, jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)

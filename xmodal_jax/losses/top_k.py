@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from xmodal_jax.losses.ranking import AnyArray, Scalar, _own
+from xmodal_jax.losses.ranking import AnyArray, Scalar, matched_scores
 from xmodal_jax.similarity.vector import NEVER
 
 
@@ -24,9 +24,9 @@ def _hardest(
     return scores, column
 
 
-def _hinges(own: Float[Array, " c"], others: Float[Array, "c k"], margin: Scalar) -> Float[Array, "c k"]:
+def _hinges(matched: Float[Array, " c"], others: Float[Array, "c k"], margin: Scalar) -> Float[Array, "c k"]:
     """``[m - own + other]_+``; 0, without a gradient, where there is no other."""
-    return jax.nn.relu(margin - own[:, None] + others)
+    return jax.nn.relu(margin - matched[:, None] + others)
 
 
 def top_k(
@@ -65,16 +65,16 @@ def top_k(
             ``text_weight`` leaves the structure of the captions out. In the CVPR paper 1, 2, 0.2.
     """
     scores, text_scores = jnp.asarray(scores), jnp.asarray(text_scores)
-    pair, negative, row, own = _own(scores, positive, where)
+    pair, negative, row, matched = matched_scores(scores, positive, where)
     real = jnp.any(pair, axis=0)[:, None]
     farthest = jnp.min(jnp.where(pair[row], text_scores, -NEVER), axis=1)
 
-    def mean(own: jax.Array, others: jax.Array) -> jax.Array:
+    def mean(matched: jax.Array, others: jax.Array) -> jax.Array:
         kept = real & (others > NEVER)
-        return jnp.sum(jnp.where(kept, _hinges(own, others, margin), 0.0)) / jnp.maximum(jnp.sum(kept), 1)
+        return jnp.sum(jnp.where(kept, _hinges(matched, others, margin), 0.0)) / jnp.maximum(jnp.sum(kept), 1)
 
-    i2t = mean(own, _hardest(scores, negative, k)[0][row])
-    t2i = mean(own, _hardest(scores.T, negative.T, k)[0])
+    i2t = mean(matched, _hardest(scores, negative, k)[0][row])
+    t2i = mean(matched, _hardest(scores.T, negative.T, k)[0])
     text = mean(farthest, _hardest(text_scores, negative[row], k)[0])
     return i2t_weight * i2t + t2i_weight * t2i + text_weight * text
 
@@ -116,14 +116,14 @@ def bi_rank(
         i2t_weight, t2i_weight, text_weight, image_weight: of the terms; alpha 1, 3, 2 and 4 of the released code.
     """
     scores, image_scores, text_scores = map(jnp.asarray, (scores, image_scores, text_scores))
-    pair, negative, row, own = _own(scores, positive, where)
+    pair, negative, row, matched = matched_scores(scores, positive, where)
     real = jnp.any(pair, axis=0)
     captions, caption = _hardest(scores, negative, k)
     images, image = _hardest(scores.T, negative.T, k)
 
     def total(others: jax.Array, alike: jax.Array, weight: Scalar, alike_weight: Scalar) -> jax.Array:
-        hinges = _hinges(own, others, margin)
-        both = weight * hinges + alike_weight * _hinges(own, alike, margin)
+        hinges = _hinges(matched, others, margin)
+        both = weight * hinges + alike_weight * _hinges(matched, alike, margin)
         return jnp.sum(jnp.where(real[:, None] & (hinges > 0), both, 0.0))
 
     i2t = total(captions[row], jnp.take_along_axis(text_scores, caption[row], axis=1), i2t_weight, text_weight)

@@ -125,15 +125,15 @@ class Branches(nn.Module):
         start = clear(jnp.concatenate([level.of_tokens(token) for level in first], axis=-1), real)
         maps = []
         for number, branch in enumerate(BRANCHES[self.variant]):
-            x, own = start, real
+            x, valid = start, real
             for level, width in enumerate(branch):
                 if width == POOLING:
-                    x, own = pool(x, own, self.pooling)
+                    x, valid = pool(x, valid, self.pooling)
                     continue
                 name = f"branch_{number}_{level}"
                 block = Maxout(x.shape[-1], self.filters, width, self.pieces, self.dtype, name=name)
-                x = clear(block(x), own)
-            maps.append((x, own))
+                x = clear(block(x), valid)
+            maps.append((x, valid))
         return maps
 
 

@@ -99,9 +99,9 @@ class Guard:
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
                 sent["status"] = message["status"]
-                own = {name.encode(): value.encode() for name, value in {**HEADERS, "x-request-id": number}.items()}
+                headers = {name.encode(): value.encode() for name, value in {**HEADERS, "x-request-id": number}.items()}
                 given = {name.lower() for name, _ in message["headers"]}
-                extra = [(name, value) for name, value in own.items() if name not in given]
+                extra = [(name, value) for name, value in headers.items() if name not in given]
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 

@@ -67,9 +67,11 @@ class State:
         """Ranked captions of the gallery's images."""
         answers = []
         for row, k in asked:
-            own = set(self.gallery.images.lines[row]["captions"])
+            captions = set(self.gallery.images.lines[row]["captions"])
             hits = self.searcher.by_image(row, k)
-            answers.append({"kind": "captions", "hits": [self._caption(hit) | {"own": hit.row in own} for hit in hits]})
+            answers.append(
+                {"kind": "captions", "hits": [self._caption(hit) | {"own": hit.row in captions} for hit in hits]}
+            )
         return answers
 
     def by_picture(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
@@ -89,8 +91,8 @@ class State:
             boxes = np.asarray(self.gallery.images.boxes[row], np.float32)  # type: ignore[index]
             real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             words = self.gallery.bundle.split(text)[: weight.shape[1] - 2]
-            own = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
-            share = own / np.maximum(own.sum(axis=0, keepdims=True), 1e-12)
+            shown = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
+            share = shown / np.maximum(shown.sum(axis=0, keepdims=True), 1e-12)
             answers.append(
                 {
                     "words": words,
@@ -137,7 +139,7 @@ class State:
         """An image with its captions."""
         line = self.gallery.images.lines[row]
         texts = self.gallery.texts.lines
-        captions = [texts[own]["caption"] for own in line["captions"]]
+        captions = [texts[place]["caption"] for place in line["captions"]]
         known = {"row": row, "id": line["id"], "captions": captions, "picture": self.picture(row) is not None}
         return known | {"size": line.get("size", [0, 0]), "said": line.get("said")}
 

@@ -184,8 +184,8 @@ def _attend(sides: Sides, normalise, smooth: float, pool: Callable[..., jax.Arra
     applied = jnp.einsum("nts,nsqm->ntqm", context_gram, weight, preferred_element_type=jnp.float32)
     product = jnp.sum(weight * similar, axis=1)  # [N, Q, M]
     length = safe_sqrt(jnp.sum(weight * applied, axis=1))
-    own = safe_sqrt(jnp.sum(jnp.square(query.astype(jnp.float32)), axis=-1)).T  # [Q, M]
-    relevance = product / jnp.maximum(own * length, 1e-8)
+    norm = safe_sqrt(jnp.sum(jnp.square(query.astype(jnp.float32)), axis=-1)).T  # [Q, M]
+    relevance = product / jnp.maximum(norm * length, 1e-8)
     return jnp.where(jnp.any(mask, axis=0), pool(relevance, mask), 0.0)
 
 

@@ -74,7 +74,7 @@ def _fold(step: Callable[..., Any], start: Any, like: jax.Array, fragment: jax.A
         return start
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, like.shape), start)
     steps = jnp.swapaxes(fragment, 0, 1)[:, :, None], mask.T[:, :, None, None]
-    return jax.lax.scan(lambda carry, own: (step(carry, *own), None), start, steps)[0]
+    return jax.lax.scan(lambda carry, step_args: (step(carry, *step_args), None), start, steps)[0]
 
 
 def _over_queries(gradient: Callable[..., Any], fragment: jax.Array, *args: jax.Array) -> tuple[jax.Array, Any]:
@@ -86,8 +86,8 @@ def _over_queries(gradient: Callable[..., Any], fragment: jax.Array, *args: jax.
     queries = tuple(x if x.ndim == 2 else jnp.moveaxis(x, -2, 0)[..., None, :] for x in args)
 
     def step(total, query):
-        own, rest = gradient(*query)
-        return total + own, rest
+        part, rest = gradient(*query)
+        return total + part, rest
 
     return jax.lax.scan(step, jnp.zeros_like(fragment), queries)
 
@@ -158,30 +158,30 @@ def _peak(slope: jax.Array, scale: jax.Array, shift: jax.Array, fragment: jax.Ar
 def _peak_forward(slope, scale, shift, fragment, mask):
     top = _top(slope, fragment, mask)
 
-    def step(carry, one):
-        total, first, best, place, own = carry
-        t, vector, real = one
+    def step(carry, item):
+        total, first, best, place, peak = carry
+        t, vector, real = item
         weight = _weight(slope, vector, real, top)
         value = jnp.where(real, weight * (scale * vector + shift), NEVER)
         better = value > best
         sums = total + weight, first + weight * vector, jnp.maximum(best, value)
-        return (*sums, jnp.where(better, t, place), jnp.where(better, vector, own)), None
+        return (*sums, jnp.where(better, t, place), jnp.where(better, vector, peak)), None
 
     zero = jnp.zeros_like(top)
     steps = jnp.arange(mask.shape[1]), jnp.swapaxes(fragment, 0, 1)[:, :, None], mask.T[:, :, None, None]
     start = (zero, zero, zero + NEVER, jnp.full(top.shape, -1), zero)
-    total, first, _, place, own = jax.lax.scan(step, start, steps, unroll=4)[0]
+    total, first, _, place, peak = jax.lax.scan(step, start, steps, unroll=4)[0]
     total = jnp.maximum(total, 1e-30)
     level = top + jnp.log(total)
-    weight = _weight(slope, own, place >= 0, level)  # of the fragment that is the maximum
-    saved = (slope, scale, shift, fragment, mask, level, first / total, place, own, weight)
-    return weight * (scale * own + shift), saved
+    weight = _weight(slope, peak, place >= 0, level)  # of the fragment that is the maximum
+    saved = (slope, scale, shift, fragment, mask, level, first / total, place, peak, weight)
+    return weight * (scale * peak + shift), saved
 
 
 def _peak_backward(saved, cotangent):
-    slope, scale, shift, fragment, mask, level, mean, place, own, weight = saved
+    slope, scale, shift, fragment, mask, level, mean, place, peak, weight = saved
     d_value = cotangent * weight
-    d_weight = d_value * (scale * own + shift)  # the gradient at the logarithm of the weight
+    d_weight = d_value * (scale * peak + shift)  # the gradient at the logarithm of the weight
     number = jnp.arange(mask.shape[1])[:, None]
 
     def gradient(slope, level, place, chosen, through):
@@ -190,7 +190,7 @@ def _peak_backward(saved, cotangent):
 
     through = slope * d_weight
     d_fragment, _ = _over_queries(gradient, fragment, slope, level, place, scale * d_value + through, through)
-    pairs = d_weight * (own - mean), d_value * own, d_value
+    pairs = d_weight * (peak - mean), d_value * peak, d_value
     return *(jnp.sum(x, axis=0) for x in pairs), d_fragment, None
 
 

@@ -65,10 +65,10 @@ def take(tree: Repr, index: Any) -> Repr:
 def cut(tree: Repr, width: int) -> Repr:
     """A representation whose fragments beyond ``width`` are dropped; they must be padding."""
 
-    def one(node: Any) -> Any:
+    def cut_leaf(node: Any) -> Any:
         return Fragments(node.feature[:, :width], node.mask[:, :width]) if is_fragments(node) else node
 
-    return jax.tree.map(one, tree, is_leaf=is_fragments)
+    return jax.tree.map(cut_leaf, tree, is_leaf=is_fragments)
 
 
 def lengths(tree: Repr) -> jax.Array:
@@ -118,8 +118,8 @@ def pairwise(
     pieces = -(-items(text) // mesh.size // PIECE)
 
     def local(variables, image, text):
-        own = items(text)
-        size, index = _padded(own, -(-own // pieces))
+        count = items(text)
+        size, index = _padded(count, -(-count // pieces))
 
         @jax.checkpoint  # the gathered piece is not kept for the backward pass but gathered again
         def piece(part):
@@ -128,7 +128,7 @@ def pairwise(
 
         scores = jax.lax.map(piece, take(text, jnp.maximum(index, 0)))  # [pieces, b, devices * size]
         scores = scores.reshape(len(index), items(image), mesh.size, size)
-        scores = scores.transpose(1, 2, 0, 3).reshape(items(image), mesh.size, -1)[:, :, :own]
+        scores = scores.transpose(1, 2, 0, 3).reshape(items(image), mesh.size, -1)[:, :, :count]
         return scores.reshape(items(image), -1)
 
     rows = PartitionSpec(axis)
@@ -168,8 +168,8 @@ class Split(NamedTuple):
 
     def join(self, live: list[Any], rest: list[Any]) -> tuple[Any, Repr, Repr]:
         """(variables, image, text) from the two parts."""
-        one, two = iter(live), iter(rest)
-        return jax.tree.unflatten(self.tree, [next(one if want else two) for want in self.wanted])
+        live_leaf, two = iter(live), iter(rest)
+        return jax.tree.unflatten(self.tree, [next(live_leaf if want else two) for want in self.wanted])
 
     def sides(self) -> list[int]:
         """For each leaf that carries a gradient, what it is of: 0 the variables, 1 the images, 2 the captions."""
@@ -199,11 +199,11 @@ def _pairwise(split: Split, live: list[Any], rest: list[Any]) -> jax.Array:
     _, caption_blocks = _padded(items(text), split.block.caption)
 
     def rows(numbers):
-        own = take(image, jnp.maximum(numbers, 0)) if len(image_blocks) > 1 else image
+        block = take(image, jnp.maximum(numbers, 0)) if len(image_blocks) > 1 else image
 
         def columns(numbers):
             captions = take(text, order[jnp.maximum(numbers, 0)])
-            return by_width(lambda text: split.score(variables, own, text), WIDTHS, captions)
+            return by_width(lambda text: split.score(variables, block, text), WIDTHS, captions)
 
         return jax.lax.map(columns, jnp.asarray(caption_blocks))  # [blocks, b, c]
 
@@ -241,12 +241,12 @@ def _sparse(split: Split, capacity: int, live: list[Any], rest: list[Any], cotan
     weight = jnp.where(row >= 0, cotangent[row, column], 0.0)
 
     def score(variables, image, text):
-        one = jax.tree.map(lambda leaf: leaf[:, None], (image, text))
-        return jax.vmap(partial(split.score, variables))(*one)[:, 0, 0]
+        pair = jax.tree.map(lambda leaf: leaf[:, None], (image, text))
+        return jax.vmap(partial(split.score, variables))(*pair)[:, 0, 0]
 
     def step(number, sums):
-        own = [jax.lax.dynamic_slice_in_dim(x, number * size, size) for x in (row, column, weight)]
-        return _add(split, score, live, rest, sums, *own)
+        chunk = [jax.lax.dynamic_slice_in_dim(x, number * size, size) for x in (row, column, weight)]
+        return _add(split, score, live, rest, sums, *chunk)
 
     return jax.lax.fori_loop(0, -(-jnp.sum(real) // size), step, [jnp.zeros_like(leaf) for leaf in live])
 
@@ -280,7 +280,7 @@ def _add(split, score, live, rest, sums, row, column, weight) -> list[Any]:
 
     def gradients(text, image, weight):
         parts = split.part(jax.tree.leaves((variables, image, text)))
-        grads = jax.grad(lambda own: jnp.sum(weight * score(*split.join(own, parts[1]))))(parts[0])
+        grads = jax.grad(lambda live: jnp.sum(weight * score(*split.join(live, parts[1]))))(parts[0])
         return [widen(grad, leaf.shape) for grad, leaf in zip(grads, whole, strict=True)]
 
     whole = split.part(jax.tree.leaves((variables, image, text)))[0]

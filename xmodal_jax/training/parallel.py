@@ -117,9 +117,9 @@ def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
     def get_state(state):
-        one = first(state)
+        replica = first(state)
         # Orbax saves no arrays that belong to one of several processes.
-        return one if jax.process_count() == 1 else place(one, NamedSharding(mesh, PartitionSpec()))
+        return replica if jax.process_count() == 1 else place(replica, NamedSharding(mesh, PartitionSpec()))
 
     return Runner(compile, put_state, get_state, put_batch, lambda metrics: jax.device_get(first(metrics)))
 

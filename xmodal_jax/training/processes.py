@@ -162,11 +162,11 @@ def wait(name: str) -> None:
 
 def agree(values: Any) -> np.ndarray:
     """The numbers of the first process, float64 [n], in every process."""
-    own = np.atleast_1d(np.asarray(values, np.float64))
+    mine = np.atleast_1d(np.asarray(values, np.float64))
     if jax.process_count() == 1:
-        return own
+        return mine
     # As bytes: JAX would round them to float32.
-    return np.asarray(multihost_utils.broadcast_one_to_all(own.view(np.uint8))).view(np.float64)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine.view(np.uint8))).view(np.float64)
 
 
 def share(tree: Any) -> Any:

@@ -138,7 +138,7 @@ def loss_fn(
                 objective.mask_same_image,
                 objective.mesh.size if objective.mesh else 1,
             )
-            terms["rank"], own, hardest = objective.rank_loss(pairs, **options)
+            terms["rank"], matched, hardest = objective.rank_loss(pairs, **options)
         else:
             scores = pairwise(score, variables, image_repr, text_repr, block=objective.block, mesh=objective.mesh)
             positive = pairing.positive()
@@ -150,13 +150,13 @@ def loss_fn(
             }
             further = {name: extras[name]() for name in objective.extras}
             terms["rank"] = objective.rank_loss(scores, positive, where, **options, **further)
-            own, hardest = losses.violations(scores, positive, where)
+            matched, hardest = losses.violations(scores, positive, where)
         real = pairing.real()
         count, rows = jnp.sum(real), jnp.isfinite(hardest)
         metrics |= {
             "pairs": count,
             "loss_per_pair": terms["rank"] / jnp.maximum(count, 1),
-            "score_positive": jnp.sum(jnp.where(real, own, 0.0)) / jnp.maximum(count, 1),
+            "score_positive": jnp.sum(jnp.where(real, matched, 0.0)) / jnp.maximum(count, 1),
             "score_hardest": jnp.sum(jnp.where(rows, hardest, 0.0)) / jnp.maximum(jnp.sum(rows), 1),
         }
     # A term without weight is logged alone: its backward pass would cost as much as another's.

@@ -71,11 +71,11 @@ def check(run: Run) -> None:
 
 def find_image(dataset: Dataset, id_: str, name: str | None = None) -> tuple[Split, int]:
     """The split (``name`` or any) that holds the image ``id_``, and its row there."""
-    splits = [dataset.split(own) for own in ([name] if name else dataset.splits)]
+    splits = [dataset.split(part) for part in ([name] if name else dataset.splits)]
     for split in splits:
         if id_ in split.ids:
             return split, split.ids.index(id_)
-    known = [own for split in splits for own in split.ids]
+    known = [part for split in splits for part in split.ids]
     near = difflib.get_close_matches(id_, known, n=3)
     where = f'split "{name}" of {dataset.directory}' if name else f"{dataset.directory}"
     hint = f"near to it: {', '.join(near)}" if near else f"the first are {', '.join(known[:3])}"
@@ -143,9 +143,9 @@ def _pixels(box: np.ndarray, canvas: np.ndarray) -> tuple[float, float, float, f
 def _lit(canvas: np.ndarray, boxes: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """The canvas faded to white but for the boxes, each as clear as its strength in 0..1; the strongest one counts."""
     clear = np.zeros(canvas.shape[:2])
-    for box, own in zip(boxes, strength, strict=True):
+    for box, level in zip(boxes, strength, strict=True):
         left, top, right, bottom = map(round, _pixels(box, canvas))
-        clear[top:bottom, left:right] = np.maximum(clear[top:bottom, left:right], own)
+        clear[top:bottom, left:right] = np.maximum(clear[top:bottom, left:right], level)
     clear = (0.15 + 0.85 * clear)[..., None]
     return canvas * clear + (1 - clear)
 
@@ -252,13 +252,13 @@ def own_attention(run: Run, variables: Any, images: Repr, texts: Repr, owner: np
 
     @jax.jit
     def every(variables: Any, images: Repr, texts: Repr, owner: Any) -> jax.Array:
-        def one(pair: tuple[jax.Array, Repr]) -> jax.Array:
+        def attend_pair(pair: tuple[jax.Array, Repr]) -> jax.Array:
             image = jax.tree.map(lambda leaf: leaf[pair[0]][None], images)
             text = jax.tree.map(lambda leaf: leaf[None], pair[1])
             weight: Any = run.model.apply(variables, image, text, method="attention")
             return weight[0, 0]
 
-        return jax.lax.map(one, (owner, texts), batch_size=64)
+        return jax.lax.map(attend_pair, (owner, texts), batch_size=64)
 
     return np.asarray(every(variables, images, texts, owner))
 
@@ -277,11 +277,11 @@ def word_accuracy(attention: np.ndarray, truth: Iterable[Mapping[str, Any]]) -> 
         covers = np.asarray(line["regions"])
         for named in line["words"]:
             objects: dict[int, list[int]] = {}
-            for place, own in named:
-                objects.setdefault(place, []).append(own)
-            for place, own in objects.items():
+            for place, word in named:
+                objects.setdefault(place, []).append(word)
+            for place, word in objects.items():
                 if place + 2 < attention.shape[2]:  # else the caption was cut before this word, and <end> stands here
-                    weight, right = attention[caption, : len(covers), place + 1], np.isin(covers, own)
+                    weight, right = attention[caption, : len(covers), place + 1], np.isin(covers, word)
                     rows.append((right[weight == weight.max()].mean(), right.mean(), float(right.any())))
             caption += 1
     right, chance, possible = np.mean(rows or [(0.0, 0.0, 0.0)], axis=0).tolist()

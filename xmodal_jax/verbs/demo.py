@@ -66,8 +66,8 @@ def make_gallery(run: Run, root: Path) -> None:
     for name in ("bundle", "gallery", "gallery.partial"):
         shutil.rmtree(root / name, ignore_errors=True)
     export.export_run(run, run.checkpoints.best(), root / "bundle")
-    own = load(root / "bundle")
-    index.build(root / "gallery", own, index.items_of(run.dataset.directory, "test", list(own.features)))
+    bundle = load(root / "bundle")
+    index.build(root / "gallery", bundle, index.items_of(run.dataset.directory, "test", list(bundle.features)))
 
 
 def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:

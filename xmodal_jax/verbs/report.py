@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
     query: int
     answers: np.ndarray  # [k]
-    own: np.ndarray  # [k] bool: whether each answer is right
+    right: np.ndarray  # [k] bool: whether each answer is right
 
 
 def retrieve(
@@ -131,7 +131,7 @@ def draw_retrieved(
 
     from matplotlib.figure import Figure
 
-    texts = [text for own in split.captions for text in own]
+    texts = [text for group in split.captions for text in group]
     k = len(to_image[0].answers)
     rows = len(to_image) + len(to_text)
     figure = Figure(figsize=(2.6 + 1.5 * k, 1.62 * rows + 0.8), layout="constrained", facecolor=PAPER)
@@ -140,14 +140,14 @@ def draw_retrieved(
         label = figure.add_subplot(grid[i, :2])
         label.axis("off")
         label.text(0, 0.5, fill(texts[example.query], 28), va="center", fontsize=9, color=INK, parse_math=False)
-        for j, (row, own) in enumerate(zip(example.answers, example.own, strict=True)):
+        for j, (row, group) in enumerate(zip(example.answers, example.right, strict=True)):
             axes = figure.add_subplot(grid[i, 2 + j])
-            _picture(axes, split, int(row), OWN if own else "#cccccc", 3.5 if own else 0.8)
+            _picture(axes, split, int(row), OWN if group else "#cccccc", 3.5 if group else 0.8)
     for i, example in enumerate(to_text, len(to_image)):
         _picture(figure.add_subplot(grid[i, 0]), split, example.query, INK, 0.8)
         label = figure.add_subplot(grid[i, 1:])
         label.axis("off")
-        for j, (caption, own) in enumerate(zip(example.answers, example.own, strict=True)):
+        for j, (caption, group) in enumerate(zip(example.answers, example.right, strict=True)):
             text = f"{j + 1}. {texts[caption]}"
             label.text(
                 0.02,
@@ -155,8 +155,8 @@ def draw_retrieved(
                 text if len(text) < 105 else text[:102] + " ...",
                 va="center",
                 fontsize=9,
-                color=OWN if own else OTHER,
-                weight="bold" if own else "normal",
+                color=OWN if group else OTHER,
+                weight="bold" if group else "normal",
                 parse_math=False,
             )
     figure.suptitle(f"retrieved from {len(split):,} {split.name} images; the right answer is green", color=INK)
