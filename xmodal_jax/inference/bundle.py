@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +13,16 @@ import jax
 import numpy as np
 
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
-from xmodal_jax.inference import layout
+from xmodal_jax.inference import layout, speaking
+from xmodal_jax.inference.functions import Embedding, Functions
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
-from xmodal_jax.text.generation import Decoding, generate
+from xmodal_jax.inference.shapes import batches, doubled, fill, pad
+from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
-Embedding = Any  # an array [N, D], or {name: array [N, ...]} where an item has several parts
 AGAIN = "export it again with `xmodal export`, or fetch it again"
-SIZES = (1, 4, 16, 32, 64, 128, 256)  # numbers of items that are encoded: few shapes, each is a compilation
-BATCH = SIZES[-1]
 PAIRS = 1 << 14  # scored at a time where items have parts
 GREEDY = Decoding()
-WORDS = 8  # captions are scored at widths that are multiples of it, and encoded at it times 1, 2, 4 ...: few shapes
 
 
 class Extracted(NamedTuple):
@@ -67,9 +65,10 @@ class Bundle:
         known = self.manifest["vocabulary"] is not None
         self.vocabulary = Vocabulary.load(path / layout.VOCABULARY) if known else None
         try:
-            self._parameters = jax.device_put(load_file(path / layout.PARAMETERS))
+            parameters = jax.device_put(load_file(path / layout.PARAMETERS))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
+        self.functions = Functions(path, self.manifest, parameters)
         self.features: dict[str, list[Any]] = self.manifest["features"]
         self.lengths: list[int] = self.manifest["lengths"]
 
@@ -97,7 +96,7 @@ class Bundle:
         """
         if isinstance(texts, str):
             raise UsageError('embed_texts takes a list of sentences: embed_texts(["two dogs"]).')
-        vectors = {name: self._text_model(name).encode(texts) for name in self.vectors}
+        vectors = self._text_vectors(texts)
         if "token" not in self.manifest["text"]:
             return self.embed_vectors(vectors)
         return self._embed(*self.tokens(texts), vectors)
@@ -106,6 +105,10 @@ class Bundle:
     def vectors(self) -> list[str]:
         """Names of the dense text vectors that the system reads."""
         return [name for name in self.manifest["text"] if name != "token"]
+
+    def _text_vectors(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The dense vectors of sentences that the system reads, by name."""
+        return {name: self._text_model(name).encode(texts) for name in self.vectors}
 
     @functools.cache  # noqa: B019  (a bundle lives as long as its program)
     def _text_model(self, name: str) -> Any:
@@ -204,16 +207,16 @@ class Bundle:
     def _embed(self, ids: np.ndarray, lengths: np.ndarray, vectors: Mapping[str, np.ndarray]) -> Embedding:
         """Embed captions, the longest first; ids count for nothing where the model reads no tokens."""
         order = np.argsort(-lengths, kind="stable")
-        function = self.function("encode_text")
+        function = self.functions.call("encode_text")
         pieces = [function(*source) for _, source in self._text_batches(ids, lengths, vectors, order)]
-        return self._collect("encode_text", pieces, order)
+        return self.functions.collect("encode_text", pieces, order)
 
     def _text_batches(
         self, ids: np.ndarray, lengths: np.ndarray, vectors: Mapping[str, np.ndarray], order: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """(captions, -1 for padding; what the exported functions take of them), a batch of ``order`` at a time."""
-        for rows in _batches(order):
-            width = min(_doubled(int(lengths[rows].max(initial=1))), max(self.lengths))
+        for rows in batches(order):
+            width = min(doubled(int(lengths[rows].max(initial=1))), max(self.lengths))
             real = (np.arange(width) < lengths[rows][:, None]) & (rows >= 0)[:, None]
             token = np.zeros((len(rows), width), np.int32)
             part = ids[rows, :width]
@@ -237,9 +240,9 @@ class Bundle:
             DataError: a picture that cannot be read, or a feature that is not finite.
         """
         features, mask = self._images(images, mask, names)
-        function = self.function("encode_image")
+        function = self.functions.call("encode_image")
         pieces = [function(*source) for _, source in self._image_batches(features, mask)]
-        return self._collect("encode_image", pieces, np.arange(len(mask)))
+        return self.functions.collect("encode_image", pieces, np.arange(len(mask)))
 
     def _images(self, images: Any, mask: Any, names: Sequence[str] | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Checked features by name and their mask, of what :meth:`embed_images` takes."""
@@ -258,9 +261,9 @@ class Bundle:
         """(rows, -1 for padding; what the exported functions take of them), a batch at a time."""
         regional = any(len(shape) == 2 for shape in self.features.values())
         width = max(mask.shape[1], self.manifest["regions"]) if regional else 1
-        for rows in _batches(np.arange(len(mask))):
-            batch = {name: _pad(value[rows].astype(np.float32), width) for name, value in features.items()}
-            yield rows, (batch, _pad(mask[rows] & (rows >= 0)[:, None], width))
+        for rows in batches(np.arange(len(mask))):
+            batch = {name: pad(value[rows].astype(np.float32), width) for name, value in features.items()}
+            yield rows, (batch, pad(mask[rows] & (rows >= 0)[:, None], width))
 
     def extract(self, pictures: Sequence[Any]) -> Extracted:
         """What the model reads of pictures; boxes are those of the regions, in 0..1.
@@ -285,7 +288,7 @@ class Bundle:
             boxes[row, : len(item["boxes"])] = item["boxes"][: mask.shape[1]]
         features = {
             feature: np.stack(
-                [_fill(item[feature], most) if feature in regional else item[feature] for item in extracted]
+                [fill(item[feature], most) if feature in regional else item[feature] for item in extracted]
             )
             for feature in self.features
         }
@@ -314,14 +317,16 @@ class Bundle:
         """Scores [B, C] float32 of embedded images and texts; higher is better. Sentences are embedded first."""
         if isinstance(texts, Sequence) and not isinstance(texts, np.ndarray):
             texts = self.embed_texts(texts)
-        image, text = self.leaves("image", images), self.leaves("text", texts)
+        image, text = self.functions.leaves("image", images), self.functions.leaves("text", texts)
         out = np.zeros((len(image[0]), len(text[0])), np.float32)
-        order = np.argsort(-self.words(text), kind="stable") if self._cuts else np.arange(len(text[0]))
-        b = c = 1024 if not self._cuts and image[0].ndim == 2 else int(PAIRS**0.5)
-        for rows in _batches(np.arange(len(image[0])), b):
+        order = (
+            np.argsort(-self.functions.words(text), kind="stable") if self.functions.cuts else np.arange(len(text[0]))
+        )
+        b = c = 1024 if not self.functions.cuts and image[0].ndim == 2 else int(PAIRS**0.5)
+        for rows in batches(np.arange(len(image[0])), b):
             some = [leaf[rows] for leaf in image]
-            for columns in _batches(order, c):
-                block = self.function("score")(some, self.cut(text, columns))
+            for columns in batches(order, c):
+                block = self.functions.call("score")(some, self.functions.cut(text, columns))
                 real = np.ix_(rows >= 0, columns >= 0)
                 out[np.ix_(rows[rows >= 0], columns[columns >= 0])] = np.asarray(block)[real]
         return out
@@ -332,11 +337,15 @@ class Bundle:
         Raises:
             UsageError: a system without attention.
         """
-        if "attention" not in self.manifest["functions"]:
+        if "attention" not in self.functions:
             raise UsageError(f'The system "{self.system}" has no attention between words and regions.')
         if isinstance(texts, Sequence):
             texts = self.embed_texts(texts)
-        return np.asarray(self.function("attention")(self.leaves("image", images), self.leaves("text", texts)))
+        return np.asarray(
+            self.functions.call("attention")(
+                self.functions.leaves("image", images), self.functions.leaves("text", texts)
+            )
+        )
 
     # Speaking
 
@@ -351,9 +360,9 @@ class Bundle:
         Raises:
             UsageError: a system that does not speak of images, or images that :meth:`embed_images` refuses.
         """
-        self.check_speaks("begin_image")
+        speaking.check(self.functions, self.system, "begin_image")
         sources = self._image_batches(*self._images(images, mask, None))
-        return self._say("begin_image", sources, decoding, seed)
+        return speaking.say(self.functions, self.vocabulary, "begin_image", sources, decoding, seed)
 
     def paraphrase(self, texts: Sequence[str], *, decoding: Decoding = GREEDY, seed: int = 0) -> list[str]:
         """Each sentence in other words; arguments as in :meth:`caption`.
@@ -361,118 +370,14 @@ class Bundle:
         Raises:
             UsageError: a system that does not speak of sentences, or ``texts`` is one string.
         """
-        self.check_speaks("begin_text")
+        speaking.check(self.functions, self.system, "begin_text")
         if isinstance(texts, str):
             raise UsageError('paraphrase takes a list of sentences: paraphrase(["two dogs"]).')
         ids, lengths = self.tokens(texts)
         order = np.argsort(-lengths, kind="stable")
-        said = self._say("begin_text", self._text_batches(ids, lengths, {}, order), decoding, seed)
+        sources = self._text_batches(ids, lengths, self._text_vectors(texts), order)
+        said = speaking.say(self.functions, self.vocabulary, "begin_text", sources, decoding, seed)
         return [said[place] for place in np.argsort(order)]
-
-    def check_speaks(self, function: str) -> None:
-        """Raise a UsageError unless the bundle has ``function``, "begin_image" or "begin_text"."""
-        if function not in self.manifest["functions"]:
-            other = "begin_text" if function == "begin_image" else "begin_image"
-            what = "of images" if function == "begin_image" else "of sentences"
-            speaks = f", it does of the other kind of item ({other})" if other in self.manifest["functions"] else ""
-            raise UsageError(
-                f'The system "{self.system}" does not speak {what}{speaks}: it ranks captions that exist. STT speaks.'
-            )
-
-    @functools.cache  # noqa: B019  (a bundle lives as long as its program)
-    def _speaking(self, decoding: Decoding) -> Callable[..., Any]:
-        """All words from the first state on as one program, the same for images and sentences of all lengths."""
-        further = self.function("word")
-
-        def word(carry: list[jax.Array], token: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-            *carry, logits = further(carry, token)
-            return carry, logits
-
-        return jax.jit(lambda carry, key: generate(lambda state: state, word, carry, decoding, key))
-
-    def _say(self, begin: str, sources: Iterator[Any], decoding: Decoding, seed: int) -> list[str]:
-        assert self.vocabulary is not None  # what speaks has words
-        start, say, sentences = self.function(begin), self._speaking(decoding), []
-        for number, (rows, source) in enumerate(sources):
-            token = np.asarray(say(list(start(*source)), jax.random.key(seed + number)).token)
-            sentences += [self.vocabulary.decode(row) for row in token[rows >= 0].tolist()]
-        return sentences
-
-    # Parts
-
-    def leaves(self, side: str, embedding: Embedding) -> list[np.ndarray]:
-        """The arrays of an embedding in the order of the exported functions; ``side`` is "image" or "text".
-
-        Raises:
-            UsageError: it is not an embedding of this side.
-        """
-        gives = self.manifest["functions"][f"encode_{side}"]["gives"]
-        parts = embedding if isinstance(embedding, Mapping) else {"embedding": embedding}
-        if set(parts) != {give["name"] for give in gives}:
-            raise UsageError(f"This is no {side} embedding of {self.path}; make it with embed_{side}s.")
-        leaves = [np.asarray(parts[give["name"]]) for give in gives]
-        if len({len(leaf) for leaf in leaves}) > 1 or any(
-            leaf.ndim != len(give["shape"]) for leaf, give in zip(leaves, gives, strict=True)
-        ):
-            raise UsageError(f"This is no {side} embedding of {self.path}; make it with embed_{side}s.")
-        return [leaf.astype(give["dtype"], copy=False) for leaf, give in zip(leaves, gives, strict=True)]
-
-    @functools.cached_property
-    def _cuts(self) -> list[int]:
-        """Which arrays of a text have a word axis (always their second)."""
-        gives = self.manifest["functions"]["encode_text"]["gives"]
-        return [i for i, give in enumerate(gives) if len(give["shape"]) > 1 and give["shape"][1] == "w"]
-
-    def words(self, text: list[np.ndarray]) -> np.ndarray:
-        """[C] number of tokens of each caption, from the masks among its arrays; 1 without."""
-        masks = [text[i] for i in self._cuts if text[i].dtype == bool]
-        if not masks:
-            return np.full(len(text[0]), max((text[i].shape[1] for i in self._cuts), default=1))
-        return np.max(np.arange(1, masks[0].shape[1] + 1) * masks[0], axis=1)
-
-    def cut(self, text: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
-        """The captions ``rows`` (-1 repeats some caption), cut to their longest."""
-        leaves = [leaf[rows] for leaf in text]
-        if not self._cuts:
-            return leaves
-        most = leaves[self._cuts[0]].shape[1]
-        width = _round(int(self.words(leaves).max(initial=1)), max(most, 1))
-        return [leaf[:, :width] if i in self._cuts else leaf for i, leaf in enumerate(leaves)]
-
-    @functools.cache  # noqa: B019  (a bundle lives as long as its program)
-    def function(self, name: str) -> Callable[..., Any]:
-        """An exported function with its parameters in place, compiled once for each shape."""
-        about = self.manifest["functions"][name]
-        path = self.path / layout.file_of(name)
-        try:
-            exported = jax.export.deserialize(bytearray(path.read_bytes()))
-        except Exception as error:  # whatever the deserialiser says, the user can do one thing
-            raise CheckpointError(
-                f"{path} cannot be read by JAX {jax.__version__} ({str(error).splitlines()[0]}); it was made with "
-                f"{self.manifest['made_with']['jax']}: export the run again."
-            ) from None
-        parameters = [self._parameters[key] for key in about["parameters"]]
-        call = jax.jit(exported.call)
-        return functools.partial(call, parameters)
-
-    def _collect(self, name: str, pieces: list[Any], order: np.ndarray) -> Embedding:
-        """One embedding of batches that hold the items ``order``, its parts padded to the widest."""
-        gives = self.manifest["functions"][name]["gives"]
-        leaves = []
-        for index, give in enumerate(gives):
-            parts = [np.asarray(piece[index]) for piece in pieces]
-            widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-            if not parts:
-                widest = [int(size) if size.isdigit() else 1 for size in give["shape"][1:]]
-            whole = np.zeros((len(order), *widest), give["dtype"])
-            done = 0
-            for part in parts:
-                rows = order[done : done + len(part)]
-                whole[(rows, *(slice(size) for size in part.shape[1:]))] = part[: len(rows)]
-                done += len(rows)
-            leaves.append(whole)
-        named = {give["name"]: leaf for give, leaf in zip(gives, leaves, strict=True)}
-        return named["embedding"] if list(named) == ["embedding"] else named
 
 
 def take(embedding: Embedding, rows: Any) -> Embedding:
@@ -487,36 +392,3 @@ def _numeric(value: Any) -> bool:
     while isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value):
         value = value[0]
     return isinstance(value, int | float)
-
-
-def _round(size: int, most: int) -> int:
-    return max(min(-(-size // WORDS) * WORDS, most), 1)
-
-
-def _doubled(least: int) -> int:
-    """The first of 8, 16, 32 ... that is not below ``least``."""
-    return WORDS << max(-(-least // WORDS) - 1, 0).bit_length()
-
-
-def _batches(order: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
-    """Parts of ``order``, padded with -1 to ``size``, or to one of :data:`SIZES` where one part is enough."""
-    size = min(size, next((step for step in SIZES if len(order) <= step), size))
-    for start in range(0, len(order), size):
-        step = order[start : start + size]
-        yield np.concatenate([step, np.full(size - len(step), -1, step.dtype)])
-
-
-def _fill(rows: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` rows, zeros where there are fewer."""
-    out = np.zeros((count, *rows.shape[1:]), rows.dtype)
-    out[: len(rows)] = rows[:count]
-    return out
-
-
-def _pad(array: np.ndarray, width: int) -> np.ndarray:
-    """The second axis of region features and masks padded with zeros."""
-    if array.ndim == 2 and array.dtype != bool:
-        return array
-    out = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
-    out[:, : array.shape[1]] = array
-    return out

@@ -72,9 +72,8 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     folder = dataset.directory.resolve()
     about = {"name": dataset.manifest["name"], "manifest": dataset.identity, "split": split}
     pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in records.pictures]
-    return Items(
-        {**about, "folder": str(folder)}, records.ids, records.captions, pictures, records.sizes.tolist(), read
-    )
+    about["folder"] = str(folder)
+    return Items(about, records.ids, records.captions, pictures, records.sizes.tolist(), read)
 
 
 def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
@@ -204,10 +203,8 @@ class Builder:
         """Whether scores are inner products, and the names of the arrays; refuses what cannot be pooled, early."""
         images = self._images(next(iter(self.items.read(0))), self.bundle)
         texts = self.bundle.embed_texts(self.captions[:PROBES] or ["a"])
-        leaves = {
-            side: list(galleries.parts_of(embedding))
-            for side, embedding in zip(galleries.SIDES, (images, texts), strict=True)
-        }
+        pair = zip(galleries.SIDES, (images, texts), strict=True)
+        leaves = {side: list(galleries.parts_of(embedding)) for side, embedding in pair}
         dot = dot_of(self.bundle, take(images, slice(PROBES)), texts)
         if self.coarse is not None:
             if dot:

@@ -15,8 +15,9 @@ import numpy as np
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.inference import engines
-from xmodal_jax.inference.bundle import WORDS, Bundle, Embedding, take
+from xmodal_jax.inference.bundle import Bundle, Embedding, take
 from xmodal_jax.inference.gallery import CACHE, Gallery, Side, pooled
+from xmodal_jax.inference.shapes import WORDS
 from xmodal_jax.text.vocabulary import UNKNOWN
 
 CHARACTERS, MOST = 2000, 1000  # of a query; of hits
@@ -70,7 +71,7 @@ class Searcher:
             [np.dtype(leaf["dtype"]) for leaf in self.bundle.manifest["functions"][f"encode_{side}"]["gives"]]
             for side in ("image", "text")
         ]
-        score = self.bundle.function("score")  # one more `jit` around it, with the types that are stored
+        score = self.bundle.functions.call("score")  # one more `jit` around it, with the types that are stored
 
         def full(*pair: list[jax.Array]) -> jax.Array:
             return score(
@@ -145,7 +146,7 @@ class Searcher:
         depth = min(self.depth(texts, k), len(texts))
         if not depth:
             return
-        widths = self.bundle.words([leaf[:WARMED] for leaf in self._leaves(texts)])
+        widths = self.bundle.functions.words([leaf[:WARMED] for leaf in self._leaves(texts)])
         for longest in np.unique(-(-widths // WORDS)):  # the candidates of an image are cut to their longest
             row = int(np.argmax(-(-widths // WORDS) == longest))
             self._score(texts, image.embedding, 0, np.full(depth, row))
@@ -231,7 +232,7 @@ class Searcher:
         """Full scores [len(rows)] of one query with items of ``side``, in one jitted call for each 1,024; other numbers
         are padded to few shapes."""
         by_text = side is self.gallery.images
-        query = self.bundle.leaves("text" if by_text else "image", take(embedding, slice(index, index + 1)))
+        query = self.bundle.functions.leaves("text" if by_text else "image", take(embedding, slice(index, index + 1)))
         leaves, out = self._leaves(side), np.zeros(len(rows), np.float32)
         size = padded(len(rows))
         for start in range(0, len(rows), size):
@@ -239,9 +240,9 @@ class Searcher:
             part = rows[start : start + size]
             chunk[: len(part)] = part
             if by_text:
-                pair = [leaf[chunk] for leaf in leaves], self.bundle.cut(query, np.array([0]))
+                pair = [leaf[chunk] for leaf in leaves], self.bundle.functions.cut(query, np.array([0]))
             else:
-                pair = query, self.bundle.cut(leaves, chunk)
+                pair = query, self.bundle.functions.cut(leaves, chunk)
             out[start : start + len(part)] = np.asarray(self._full(*pair)).ravel()[: len(part)]
         return out
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from xmodal_jax.errors import XmodalError
 from xmodal_jax.inference import layout
-from xmodal_jax.inference.bundle import SIZES, WORDS, take
+from xmodal_jax.inference.bundle import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.inference.search import Hit, Searcher
+from xmodal_jax.inference.shapes import SIZES, WORDS
 from xmodal_jax.serve.batcher import BATCH
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed

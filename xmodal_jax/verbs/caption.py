@@ -68,12 +68,13 @@ def of_run(args: argparse.Namespace, decoding: Decoding) -> tuple[list[str], lis
 def of_bundle(args: argparse.Namespace, decoding: Decoding) -> tuple[list[str], list[str]]:
     """Captions by a bundle of picture files, or of the images of a data set."""
     from xmodal_jax.data.records import open_dataset
+    from xmodal_jax.inference import speaking
     from xmodal_jax.inference.bundle import load
     from xmodal_jax.inference.index import items_of
     from xmodal_jax.verbs.attend import find_image
 
     bundle = load(args.bundle)
-    bundle.check_speaks("begin_image")
+    speaking.check(bundle.functions, bundle.system, "begin_image")
     if args.split:
         if args.data is None:
             raise UsageError("--bundle with --split needs --data, the set that has it.")
@@ -103,10 +104,11 @@ def paraphrase(args: argparse.Namespace) -> int:
         raise UsageError("Give sentences or --split.")
     decoding = decoding_of(args)
     if args.bundle:
+        from xmodal_jax.inference import speaking
         from xmodal_jax.inference.bundle import load
 
         bundle = load(args.bundle)
-        bundle.check_speaks("begin_text")
+        speaking.check(bundle.functions, bundle.system, "begin_text")
         texts = args.text or captions_of(args.data, args.split)
         show(texts, bundle.paraphrase(texts, decoding=decoding, seed=args.seed), args.json)
         return 0

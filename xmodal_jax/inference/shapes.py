@@ -1,0 +1,45 @@
+"""Few shapes: items and words are padded to a short list of sizes, for each of which one program is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+SIZES = (1, 4, 16, 32, 64, 128, 256)  # numbers of items that are encoded: few shapes, each is a compilation
+BATCH = SIZES[-1]
+WORDS = 8  # captions are scored at widths that are multiples of it, and encoded at it times 1, 2, 4 ...: few shapes
+
+
+def rounded(size: int, most: int) -> int:
+    """The next multiple of :data:`WORDS`, from 1 to ``most``."""
+    return max(min(-(-size // WORDS) * WORDS, most), 1)
+
+
+def doubled(least: int) -> int:
+    """The first of 8, 16, 32 ... that is not below ``least``."""
+    return WORDS << max(-(-least // WORDS) - 1, 0).bit_length()
+
+
+def batches(order: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
+    """Parts of ``order``, padded with -1 to ``size``, or to one of :data:`SIZES` where one part is enough."""
+    size = min(size, next((step for step in SIZES if len(order) <= step), size))
+    for start in range(0, len(order), size):
+        step = order[start : start + size]
+        yield np.concatenate([step, np.full(size - len(step), -1, step.dtype)])
+
+
+def fill(rows: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` rows, zeros where there are fewer."""
+    out = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows[:count]
+    return out
+
+
+def pad(array: np.ndarray, width: int) -> np.ndarray:
+    """The second axis of region features and masks padded with zeros."""
+    if array.ndim == 2 and array.dtype != bool:
+        return array
+    out = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
+    out[:, : array.shape[1]] = array
+    return out

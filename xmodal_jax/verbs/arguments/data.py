@@ -1,0 +1,84 @@
+"""Arguments of `xmodal data` and of the demo."""
+
+from pathlib import Path
+
+from xmodal_jax.verbs.arguments import EXIT_CODES, verb
+
+
+def add_demo(verbs) -> None:
+    parser = verb(
+        verbs, "demo", "verbs.demo:main", "the main job on the built-in data set, with a report", "xmodal demo"
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("demo"), help="folder for data, run and report")
+    parser.add_argument("--tiny", action="store_true", help="60 pictures and two epochs, for a quick check")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def add_data(verbs) -> None:
+    parser = verbs.add_parser("data", help="make, import and check data sets", epilog=EXIT_CODES)
+    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar="scenes|import|check|text-features")
+    example = "xmodal data scenes --out data/scenes"
+    scenes = verb(kinds, "scenes", "data.scenes:main", "make the built-in data set", example)
+    scenes.add_argument("--out", type=Path, required=True)
+    scenes.add_argument("--images", type=int, default=3000, help="number of pictures, 5 captions each")
+    scenes.add_argument("--seed", type=int, default=0)
+    check = verb(kinds, "check", "data.check:main", "check a prepared data set", "xmodal data check data/f8k")
+    check.add_argument("directory", type=Path)
+    check.add_argument("--json", type=Path, help="also write the findings here")
+    add_import(kinds)
+    add_text_features(kinds)
+
+
+def add_import(kinds) -> None:
+    parser = verb(
+        kinds,
+        "import",
+        "data.sources:main",
+        "import features and captions",
+        "xmodal data import precomp f8k_precomp --out data/f8k --features ims,glob",
+    )
+    parser.add_argument("kind", choices=["precomp", "karpathy", "csv", "butd"], help="layout of the source")
+    parser.add_argument("source", type=Path, help="folder (precomp) or file (the others)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", help="name of the data set; that of the source by default")
+    parser.add_argument(
+        "--features",
+        action="extend",
+        type=lambda text: text.split(","),
+        help="precomp: arrays to take, ims and, or, glob; others: the feature file",
+    )
+    parser.add_argument("--images", type=Path, help="folder of pictures to attach")
+    parser.add_argument("--ids", type=Path, help="ids of the feature file's rows, one a line")
+    parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json")
+    parser.add_argument("--captions-per-image", type=int, help="precomp: where it cannot be told from the files")
+    parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
+    parser.add_argument("--restval-to-train", action="store_true", help="karpathy, butd: restval images train too")
+    parser.add_argument("--image-col", help="csv: column of the image file names")
+    parser.add_argument("--caption-col", help="csv: column of the captions")
+    parser.add_argument("--split-col", help="csv: column of the splits")
+    parser.add_argument("--delimiter", help="csv: column separator; found out by default")
+    parser.add_argument("--dev", type=float, default=0.0, help="csv without splits: share of dev images")
+    parser.add_argument("--test", type=float, default=0.0, help="csv without splits: share of test images")
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
+    parser.add_argument("--max-broken", type=float, default=0.01, help="butd: share of broken rows to tolerate")
+
+
+def add_text_features(kinds) -> None:
+    parser = verb(
+        kinds,
+        "text-features",
+        "baselines.text_features:main",
+        "add a dense vector of every caption to a prepared data set; goes on after an interruption",
+        "xmodal data text-features fisher data/f8k --vectors glove.6B.300d.txt",
+    )
+    parser.add_argument("kind", choices=["mean", "tfidf", "fisher"], help="mean or Fisher vector of words, or tf-idf")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--vectors", type=Path, help="mean, fisher: GloVe text file, or prefix of _words.txt and .npy")
+    parser.add_argument("--whiten", choices=["none", "pca", "ica"], help="mean, fisher: turn the word vectors first")
+    parser.add_argument("--components", type=int, help="fisher: of the mixture; 30 by default")
+    parser.add_argument("--mixture", choices=["hglmm", "gmm"], help="fisher: hybrid (default) or Gaussian")
+    parser.add_argument("--fit", choices=["words", "tokens"], help="fisher: each word once (default) or as it occurs")
+    parser.add_argument("--pca", type=int, help="axes to keep, 0 for all; fisher: 6000 by default where longer")
+    parser.add_argument("--missing", choices=["zeros", "error"], default="zeros", help="for captions of unknown words")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="the kind by default")
