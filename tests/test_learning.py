@@ -8,25 +8,16 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from test_configs import specs
 
 from xmodal_jax import cli
 from xmodal_jax import config as configs
+from xmodal_jax.evaluation.table import chance
 
-STEPS, IMAGES, BATCH = 150, 1500, 64  # about as many steps an epoch as the configs have with 3,000 images
+STEPS, IMAGES, DEV = 150, 1500, 250
 TIMES = 2.0  # of chance
-UNKNOWN_YET = {  # what was seen when this test was written; take a line out when its system learns
-    "sgraf.py:sgr": "its sum of similarity vectors has not left chance after 150 steps: 1.2 times",
-    "dvsa.py:defrag": "its guessed rate of 1e-5 makes all scores equal on this set, 2e-6 learns nothing in 150 steps",
-}
-
-CHILD = """
-import sys
-from xmodal_jax import cli
-train, test = sys.argv[1].split("\\n"), sys.argv[2].split("\\n")
-sys.exit(cli.run(train) or cli.run(test))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +40,20 @@ def learners():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", learners())
-def test_it_learns(spec, scenes, tmp_path, request):
-    if spec in UNKNOWN_YET:
-        request.applymarker(pytest.mark.xfail(reason=UNKNOWN_YET[spec], strict=False))
-    run, out = tmp_path / "run", tmp_path / "table.json"
-    train = ["train", "--config", f"{spec},scenes", "--data", str(scenes), "--workdir", str(run)]
-    train += [f"--config.steps={STEPS}", f"--config.data.batch_size={BATCH}", "--config.log.tensorboard=False"]
-    test = ["eval", "--workdir", str(run), "--split", "dev", "--json", str(out)]
+def test_it_learns(spec, scenes, tmp_path):
+    argv = ["train", "--config", f"{spec},scenes", "--data", str(scenes), "--workdir", str(tmp_path / "run")]
+    argv += [f"--config.steps={STEPS}", f"--config.eval.every_steps={STEPS}", "--config.log.tensorboard=False"]
+    batch = 32 if spec.startswith("sgraf.py") else 64  # SGR's steps and its compilations would take minutes
+    argv.append(f"--config.data.batch_size={batch}")
+    if configs.load(f"{spec},scenes").data.lengths == (64,):
+        argv.append("--config.data.lengths=(24,)")  # hardly a caption is longer; few widths of scores are compiled
     # Of its own: this process compiles quickly and computes slowly
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    argv = [sys.executable, "-c", CHILD, "\n".join(train), "\n".join(test)]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=500, check=False)
+    command = [sys.executable, "-m", "xmodal_jax", *argv]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    table = json.loads(out.read_text())
-    chance = sum(table["chance"][way][f"r{cut}"] for way in ("i2t", "t2i") for cut in (1, 5, 10))
-    print(f"{spec}: dev rsum {table['rsum']:.0f}, {table['rsum'] / chance:.1f} times chance")
-    assert table["rsum"] > TIMES * chance
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (rsum,) = [line["dev_rsum"] for line in map(json.loads, lines) if "dev_rsum" in line]
+    by_chance = sum(sum(side[:3]) for side in chance(np.full(DEV, 5)))
+    print(f"{spec}: dev rsum {rsum:.0f}, {rsum / by_chance:.1f} times chance")
+    assert rsum > TIMES * by_chance
