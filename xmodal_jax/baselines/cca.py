@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+from jaxtyping import Float, Int
 
 from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
@@ -60,6 +61,10 @@ class Projection(NamedTuple):
     text_mean: np.ndarray  # [V]
 
 
+Pair = tuple[Float[np.ndarray, "b k"], Float[np.ndarray, "c k"]]
+Ranks = tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]
+
+
 class Items(NamedTuple):
     """One split: images [B, F], bags of words [C, V] sparse, and the image of each caption [C]."""
 
@@ -68,7 +73,7 @@ class Items(NamedTuple):
     row: np.ndarray
 
 
-def read_images(split: Split, names: Sequence[str]) -> np.ndarray:
+def read_images(split: Split, names: Sequence[str]) -> Float[np.ndarray, "b f"]:
     """[B, F] float32: each feature to a signed power and unit length; regions by their mean and their maximum."""
     for name in names:
         if name not in POWER:
@@ -114,7 +119,7 @@ class Words:
         self.idf = np.log(len(captions) / np.array([document[word] for word in known]))
 
     @classmethod
-    def known(cls, words: Sequence[str], idf: np.ndarray) -> Words:
+    def known(cls, words: Sequence[str], idf: Float[np.ndarray, " v"]) -> Words:
         """Words in the order of their columns, with what each counts for."""
         table = cls.__new__(cls)
         table.column, table.idf = {str(word): index for index, word in enumerate(words)}, idf
@@ -190,15 +195,17 @@ def _factor(covariance: np.ndarray, ridge: float) -> np.ndarray:
         ) from None
 
 
-def project(projection: Projection, items: Items) -> tuple[np.ndarray, np.ndarray]:
+def project(projection: Projection, items: Items) -> Pair:
     """Canonical variates of the images [B, K] and the captions [C, K]."""
     image = (items.image - projection.image_mean) @ projection.image
     return image, items.text @ projection.text - projection.text_mean @ projection.text
 
 
 def embeddings(
-    variates: tuple[np.ndarray, np.ndarray], correlation: np.ndarray, setting: Setting
-) -> tuple[np.ndarray, np.ndarray]:
+    variates: Pair,
+    correlation: Float[np.ndarray, " k"],
+    setting: Setting,
+) -> tuple[Float[np.ndarray, "b d"], Float[np.ndarray, "c d"]]:
     """Unit vectors [B, K], [C, K] float32: the first variates, each times a power of its correlation."""
     weight = correlation[: setting.dimension] ** setting.power
     image, text = (_unit(side[:, : setting.dimension] * weight).astype(np.float32) for side in variates)
@@ -206,14 +213,17 @@ def embeddings(
 
 
 def rank(
-    variates: tuple[np.ndarray, np.ndarray], correlation: np.ndarray, setting: Setting, row: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    variates: Pair,
+    correlation: Float[np.ndarray, " k"],
+    setting: Setting,
+    row: Int[np.ndarray, " c"],
+) -> Ranks:
     """Ranks by the cosine of the first variates, each times a power of its correlation."""
     image, text = embeddings(variates, correlation, setting)
     return blocked_ranks(lambda i, c: image[i] @ text[c].T, row, len(image))
 
 
-def rsum(ranks: tuple[np.ndarray, np.ndarray]) -> float:
+def rsum(ranks: Ranks) -> float:
     """Sum of the six recalls, in percent."""
     return sum(sum(table.recall(way)[:3]) for way in ranks)
 
@@ -297,7 +307,7 @@ class Fitted(NamedTuple):
         dataset = open_dataset(data or about["data"])
         return cls(workdir, dataset, about["method"], about["features"], setting, projection, words)
 
-    def vote(self, split: str) -> tuple[Any, np.ndarray, str]:
+    def vote(self, split: str) -> tuple[Any, Int[np.ndarray, " c"], str]:
         """A member of an ensemble, the image of each caption, and which weights it has."""
         from xmodal_jax.evaluation.vote import Member
 

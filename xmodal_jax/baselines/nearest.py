@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+from jaxtyping import Int
 
 from xmodal_jax.baselines.cca import Words, read_images
 from xmodal_jax.data.records import Split, open_dataset
@@ -80,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     known, *others = (read_images(split, args.features) for split in (train, dev, test))
     near = [np.argsort(-(images @ known.T), axis=1)[:, : max(NEIGHBOURS)] for images in others]
 
-    def captions(rows: np.ndarray, split: Split, count: int) -> Said:
+    def captions(rows: Int[np.ndarray, "b k"], split: Split, count: int) -> Said:
         return judge_captions(consensus(rows, train.captions, first, bags, count), split.captions, COPIED)
 
     count = max(NEIGHBOURS, key=lambda k: captions(near[0], dev, k).scores.cider_d)

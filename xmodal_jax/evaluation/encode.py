@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from xmodal_jax.data.pipeline import Captions, FeatureReader, image_batches, text_batches
 from xmodal_jax.errors import NumericError
@@ -60,7 +61,7 @@ class Evaluator:
             )
         return images, texts
 
-    def score(self, variables: Any, images: Repr, texts: Repr) -> jax.Array:
+    def score(self, variables: Any, images: Repr, texts: Repr) -> Float[Array, "b c"]:
         """Scores [B, C] of representations, spread over the devices that hold ``variables``."""
         mesh = mesh_for(variables, images, texts)
         return self._pairwise(variables, spread(variables, images), spread(variables, texts), mesh=mesh)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int
 
 from xmodal_jax.errors import UsageError
 
 FOLDS = 5
 
 
-def choose(protocol: str, n_images: int, *, fold: int = 1000) -> tuple[list[np.ndarray], str]:
+def choose(protocol: str, n_images: int, *, fold: int = 1000) -> tuple[list[Int[np.ndarray, " n"]], str]:
     """The image indices of each fold, in order, and a sentence on what was chosen and why.
 
     ``full`` is one fold of all images. ``fold5`` is "COCO 1K" as VSE++ and its followers report it: five consecutive

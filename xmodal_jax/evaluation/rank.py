@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from xmodal_jax.errors import DataError, NumericError
 from xmodal_jax.progress import Progress
@@ -26,7 +27,7 @@ CHUNK = 1 << 22  # scores that `ranks` compares at a time: masks of a few MiB
 KEPT = 1 << 28  # bytes of blocks with positives that `blocked_ranks` keeps between its two looks at them
 
 
-def ranks(scores: Any, positive: Any) -> tuple[np.ndarray, np.ndarray]:
+def ranks(scores: Any, positive: Any) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]:
     """0-based ranks of the best positive in a whole score matrix, ties against the query.
 
     Args:
@@ -70,13 +71,13 @@ def ranks(scores: Any, positive: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def blocked_ranks(
     score_block: Callable[[slice, slice], Any],
-    row: np.ndarray,
+    row: Int[np.ndarray, " c"],
     n_images: int,
     *,
     image_block: int = 512,
     caption_block: int = 4096,
     quiet: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]:
     """:func:`ranks` of scores that are computed block by block and never held whole.
 
     The blocks that hold positives come first and give every query's best positive; then all blocks are counted. Blocks

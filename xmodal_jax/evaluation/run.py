@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from xmodal_jax import config as configs
 from xmodal_jax.data.pipeline import Captions, FeatureReader
@@ -77,7 +78,7 @@ class Run:
         parts = (self.vocabulary, self.reader(split), self.captions(split), decoding)
         return speech(self.model, variables, *parts, batch_size=self.config.eval.batch_size)
 
-    def member(self, step: int, split: str) -> tuple[Member, np.ndarray, str]:
+    def member(self, step: int, split: str) -> tuple[Member, Int[np.ndarray, " c"], str]:
         """A step with its stacks of a split, the image of each caption, and which weights they are."""
         reader, captions = self.reader(split), self.captions(split)
         if captions.cut:
@@ -86,7 +87,7 @@ class Run:
         stacks = self.evaluator.representations(variables, reader, captions, quiet=False)
         return Member(self.evaluator.score, variables, *stacks), captions.image, weights
 
-    def vote(self, split: str) -> tuple[Member, np.ndarray, str]:
+    def vote(self, split: str) -> tuple[Member, Int[np.ndarray, " c"], str]:
         """The best step as a member of an ensemble, as :meth:`member` gives it."""
         return self.member(self.checkpoints.best(), split)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 CUTS = (1, 5, 10)
 TIES = "a tie counts against the query"
@@ -42,7 +43,7 @@ class Table(NamedTuple):
     draws: int
 
 
-def recall(ranks: np.ndarray) -> Recall:
+def recall(ranks: Int[np.ndarray, " n"]) -> Recall:
     """Metrics of 0-based ranks [N]."""
     r1, r5, r10 = (100 * float(np.mean(ranks < cut)) for cut in CUTS)
     return Recall(r1, r5, r10, float(np.floor(np.median(ranks)) + 1), float(np.mean(ranks) + 1))
@@ -113,7 +114,7 @@ def bootstrap(
     return {name: tuple(np.percentile(column, [2.5, 97.5]).tolist()) for name, column in columns.items()}
 
 
-def chance(number: np.ndarray) -> tuple[Recall, Recall]:
+def chance(number: Int[np.ndarray, " b"]) -> tuple[Recall, Recall]:
     """Expected metrics of a random ranking, exactly; ``number`` [B] is the number of captions of each image.
 
     An image with k of C captions has none among the first n with probability C(C-k, n) / C(C, n), and on average

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from xmodal_jax.evaluation import protocols, rank, table
 from xmodal_jax.types import Repr
@@ -35,7 +36,13 @@ class Member(NamedTuple):
 
 
 def rank_table(
-    members: Sequence[Member], owner: np.ndarray, n_images: int, *, protocol: str, weights: str, draws: int = 1000
+    members: Sequence[Member],
+    owner: Int[np.ndarray, " c"],
+    n_images: int,
+    *,
+    protocol: str,
+    weights: str,
+    draws: int = 1000,
 ) -> table.Table:
     """The recall table of stacks whose caption c belongs to image ``owner[c]``; members vote by their mean score."""
     folds, why = protocols.choose(protocol, n_images)

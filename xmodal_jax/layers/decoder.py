@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.recurrent import StackedGRU
+from xmodal_jax.similarity import AnyArray
 
 
 class Decoder(nn.Module):
@@ -49,18 +50,18 @@ class Decoder(nn.Module):
             dot_general=partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
         )
 
-    def begin(self, vector: Float[Array, "n d"]) -> tuple[Float[Array, "n h"], ...]:
+    def begin(self, vector: Float[AnyArray, "n d"]) -> tuple[Float[Array, "n h"], ...]:
         """The states of the layers before the first word."""
         return tuple(jnp.split(jnp.asarray(vector, jnp.float32), self.layers, axis=-1))
 
     def __call__(
-        self, vector: Float[Array, "n d"], words: Float[Array, "n t f"], mask: Bool[Array, "n t"]
+        self, vector: Float[AnyArray, "n d"], words: Float[AnyArray, "n t f"], mask: Bool[AnyArray, "n t"]
     ) -> Float[Array, "n t v"]:
         """Logits after each of the words (teacher forcing); those at padding, which may only follow, mean nothing."""
         return self.project(self.gru(words, mask, self.begin(vector))[-1])
 
     def step(
-        self, states: Sequence[Float[Array, "n h"]], word: Float[Array, "n f"]
+        self, states: Sequence[Float[AnyArray, "n h"]], word: Float[AnyArray, "n f"]
     ) -> tuple[tuple[Float[Array, "n h"], ...], Float[Array, "n v"]]:
         """(states, logits) after one word further."""
         after = self.gru.step(states, word)

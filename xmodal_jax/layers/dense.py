@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.similarity import AnyArray
 from xmodal_jax.similarity.vector import NEVER
 
 
@@ -22,6 +23,6 @@ def xavier(size: int, dtype: Any = "float32", **options: Any) -> nn.Dense:
     return nn.Dense(size, kernel_init=nn.initializers.xavier_uniform(), dtype=jnp.dtype(dtype), **options)
 
 
-def masked_softmax(logit: Float[Array, "..."], mask: Bool[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def masked_softmax(logit: Float[AnyArray, "..."], mask: Bool[AnyArray, "..."], axis: int = -1) -> Float[Array, "..."]:
     """Softmax over the real entries; zeros, with a finite gradient, where there are none."""
     return jnp.where(mask, jax.nn.softmax(jnp.where(mask, logit, NEVER), axis=axis), 0.0)

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.layers.recurrent import BiGRU, uniform
+from xmodal_jax.similarity import AnyArray
 
 LONGEST = 512  # fragments of a set whose size is only known when an exported function is called
 
 
-def position_code(length: int, size: int) -> Float[Array, "t d"] | np.ndarray:
+def position_code(length: int, size: int) -> Float[np.ndarray, "t d"]:
     """Sines (even columns) and cosines (odd columns) of the places 0..T-1, [T, D] float32, base 10,000."""
     if not isinstance(length, int):  # symbolic, while a function is exported
         return jnp.take(jnp.asarray(position_code(LONGEST, size)), jnp.arange(length), axis=0, mode="clip")
@@ -21,7 +22,7 @@ def position_code(length: int, size: int) -> Float[Array, "t d"] | np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, size).astype(np.float32)
 
 
-def ranks(feature: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Int[Array, "n t d"]:
+def ranks(feature: Float[AnyArray, "n t d"], mask: Bool[AnyArray, "n t"]) -> Int[Array, "n t d"]:
     """Place, from 0, of each number when every feature is sorted by itself, largest first; only real rows are counted.
 
     Counting the larger ones costs T^2, but in one vector loop: on a CPU it beats XLA's sort up to about T = 36, at
@@ -35,7 +36,7 @@ def ranks(feature: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Int[Array
 
 
 def sorted_sum(
-    feature: Float[Array, "n t d"], mask: Bool[Array, "n t"], weight: Float[Array, "n t"]
+    feature: Float[AnyArray, "n t d"], mask: Bool[AnyArray, "n t"], weight: Float[AnyArray, "n t"]
 ) -> Float[Array, "n d"]:
     """``sum_k weight[n, k] * (k-th largest of feature[n, :, d])`` over the real rows; zeros for an empty set."""
     weights = jnp.take_along_axis(weight[:, :, None], ranks(feature, mask), axis=1, mode="promise_in_bounds")
@@ -69,7 +70,7 @@ class GPO(nn.Module):
         score = self.linear(self.gru(code, real))[..., 0]
         return jax.nn.softmax(score / self.temperature, axis=-1, where=real)
 
-    def __call__(self, feature: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
+    def __call__(self, feature: Float[AnyArray, "n t d"], mask: Bool[AnyArray, "n t"]) -> Float[Array, "n d"]:
         # T sizes are fewer than N sets, so the GRU reads sizes instead of sets. The empty set may take any row.
         weight = self.table(feature.shape[1])[jnp.sum(mask, axis=1) - 1]
         return sorted_sum(feature, jnp.asarray(mask), weight)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.similarity import AnyArray
+
 
 class BatchNorm(nn.Module):
     """PyTorch's BatchNorm1d of [..., K] over the entries that are real; K may be less than ``size``.
@@ -28,7 +30,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n k"], real: Bool[Array, "..."], *, train: bool) -> Float[Array, "*n k"]:
+    def __call__(self, x: Float[AnyArray, "*n k"], real: Bool[AnyArray, "..."], *, train: bool) -> Float[Array, "*n k"]:
         """``real`` broadcasts against ``x``; it matters in training only."""
         used = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.size,))
@@ -44,7 +46,7 @@ class BatchNorm(nn.Module):
             for running, new in ((running_mean, mean), (running_var, kept_var)):
                 change = jnp.where(count > 1, self.momentum * (new - running.value[:used]), 0.0)
                 running.value = running.value.at[:used].add(change)
-        normal = (x - mean) * jax.lax.rsqrt(var + self.epsilon)
+        normal = jnp.asarray(x - mean) * jax.lax.rsqrt(var + self.epsilon)
         if not self.affine:
             return normal
         scale = self.param("scale", nn.initializers.ones, (self.size,))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.errors import UsageError
+from xmodal_jax.similarity import AnyArray
 
 CELLS = ("pytorch", "tensorflow")
 
@@ -176,13 +177,13 @@ def _by_platform(function: Any, reverse: bool, *args: Any) -> Any:
 def gru_loop(
     form: str,
     reverse: bool,
-    words: Float[Array, "w c f"],
-    mask: Bool[Array, "w c"],
-    start: Float[Array, "c h"],
-    matrix_in: Float[Array, "f h3"],
-    bias_in: Float[Array, "h3"],
-    matrix: Float[Array, "h h3"],
-    bias: Float[Array, "h3"],
+    words: Float[AnyArray, "w c f"],
+    mask: Bool[AnyArray, "w c"],
+    start: Float[AnyArray, "c h"],
+    matrix_in: Float[AnyArray, "f h3"],
+    bias_in: Float[AnyArray, "h3"],
+    matrix: Float[AnyArray, "h h3"],
+    bias: Float[AnyArray, "h3"],
 ) -> Float[Array, "w c h"]:
     """Hidden states of a GRU over time-major inputs; gates in the order reset, update, new.
 
@@ -280,7 +281,7 @@ class GRU(nn.Module):
         return matrix_in.astype(self.dtype), bias_in, matrix.astype(self.dtype), bias
 
     def __call__(
-        self, words: Float[Array, "c w f"], mask: Bool[Array, "c w"], start: Float[Array, "c h"] | None = None
+        self, words: Float[AnyArray, "c w f"], mask: Bool[AnyArray, "c w"], start: Float[AnyArray, "c h"] | None = None
     ) -> Float[Array, "c w h"]:
         """States after each word, from the states ``start`` (zeros by default)."""
         weights = self.weights(words.shape[-1])
@@ -291,7 +292,7 @@ class GRU(nn.Module):
         states: Any = loop(self.cell, self.reverse, jnp.swapaxes(words, 0, 1), real, start, *weights)
         return jnp.swapaxes(states, 0, 1)
 
-    def step(self, state: Float[Array, "c h"], word: Float[Array, "c f"]) -> Float[Array, "c h"]:
+    def step(self, state: Float[AnyArray, "c h"], word: Float[AnyArray, "c f"]) -> Float[Array, "c h"]:
         """The state after one further word."""
         matrix_in, bias_in, matrix, bias = self.weights(word.shape[-1])
         return cell(self.cell, state, _dot(word, matrix_in) + bias_in, matrix, bias)[0]
@@ -310,9 +311,9 @@ class StackedGRU(nn.Module):
 
     def __call__(
         self,
-        words: Float[Array, "c w f"],
-        mask: Bool[Array, "c w"],
-        start: Sequence[Float[Array, "c h"]] | None = None,
+        words: Float[AnyArray, "c w f"],
+        mask: Bool[AnyArray, "c w"],
+        start: Sequence[Float[AnyArray, "c h"]] | None = None,
     ) -> list[Float[Array, "c w h"]]:
         """States of every layer, from the bottom up."""
         states = []
@@ -321,7 +322,9 @@ class StackedGRU(nn.Module):
             states.append(words)
         return states
 
-    def step(self, states: Sequence[Float[Array, "c h"]], word: Float[Array, "c f"]) -> tuple[Float[Array, "c h"], ...]:
+    def step(
+        self, states: Sequence[Float[AnyArray, "c h"]], word: Float[AnyArray, "c f"]
+    ) -> tuple[Float[Array, "c h"], ...]:
         """The states of every layer after one further word."""
         after = []
         for layer, state in zip(self.layer, states, strict=True):
@@ -338,14 +341,14 @@ class BiGRU(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, words: Float[Array, "c w f"], mask: Bool[Array, "c w"]) -> Float[Array, "c w d"]:
+    def __call__(self, words: Float[AnyArray, "c w f"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c w d"]:
         states = GRU(self.size, dtype=self.dtype, name="forward")(words, mask)
         if self.bidirectional:
             states = (states + GRU(self.size, reverse=True, dtype=self.dtype, name="backward")(words, mask)) / 2
         return jnp.where(jnp.asarray(mask)[..., None], states, 0.0)
 
 
-def last_state(states: Float[Array, "c w h"], mask: Bool[Array, "c w"]) -> Float[Array, "c h"]:
+def last_state(states: Float[AnyArray, "c w h"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c h"]:
     """The state at the last real word; zeros for a caption without words. Padding may only follow the words."""
     index = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
     state = jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]

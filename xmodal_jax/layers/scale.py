@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xmodal_jax.similarity import AnyArray
 
 LARGEST = 100.0  # of the factor, as in CLIP: beyond it training becomes unstable
 
@@ -21,9 +23,9 @@ class Scale(nn.Module):
     bias: float = 0.0
 
     @nn.compact
-    def __call__(self, scores: jax.Array) -> jax.Array:
+    def __call__(self, scores: Float[AnyArray, "b c"]) -> Float[Array, "b c"]:
         if not self.factor:
-            return scores
+            return jnp.asarray(scores)
         factor = self.param("log_factor", nn.initializers.constant(jnp.log(self.factor)), ())
         bias = self.param("bias", nn.initializers.constant(self.bias), ())
         return jnp.minimum(jnp.exp(factor), LARGEST) * scores + bias

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.layers.recurrent import GRU, last_state, uniform
+from xmodal_jax.similarity import AnyArray
 
 
 class WordEmbedding(nn.Module):
-    """Word vectors [C, W, F] of tokens [C, W], initialised in U(-0.1, 0.1) (VSE++, released code)."""
+    """Word vectors [C, W, F] of tokens [C, W], or [C, F] of [C], initialised in U(-0.1, 0.1) (VSE++, released code)."""
 
     vocabulary: int
     size: int
 
     @nn.compact
-    def __call__(self, token: Int[Array, "c w"]) -> Float[Array, "c w f"]:
+    def __call__(self, token: Int[AnyArray, "c *w"]) -> Float[Array, "c *w f"]:
         table = self.param("embedding", uniform(0.1), (self.vocabulary, self.size))
         return jnp.take(table, token, axis=0, mode="clip")
 
@@ -31,7 +32,7 @@ class GRUText(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, token: Int[Array, "c w"], mask: Bool[Array, "c w"]) -> Float[Array, "c d"]:
+    def __call__(self, token: Int[AnyArray, "c w"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c d"]:
         words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)
         states = GRU(self.size, dtype=self.dtype, name="forward")(words, mask)
         sentence = last_state(states, mask)
@@ -50,7 +51,7 @@ class BagOfWords(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, token: Int[Array, "c w"], mask: Bool[Array, "c w"]) -> Float[Array, "c d"]:
+    def __call__(self, token: Int[AnyArray, "c w"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c d"]:
         if self.word_dim != self.size:
             raise ValueError(f"a bag of words needs word_dim = embed_dim, not {self.word_dim} and {self.size}")
         words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)

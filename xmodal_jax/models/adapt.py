@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import as_regions, mean_pool
@@ -138,7 +139,7 @@ class Model(Matcher):
         real = jnp.asarray(text.mask), jnp.asarray(text.id) >= 0
         return self.roles()[1](self.words(text), *real, train=train), None
 
-    def score(self, image: Any, text: Any) -> jax.Array:
+    def score(self, image: Any, text: Any) -> Float[Array, "b c"]:
         sides = (*image, *text) if self.direction == "t2i" else (*text, *image)
         scores = fovea(*sides, smooth=self.smooth, pool=self.pool)
         return scores if self.direction == "t2i" else scores.T

@@ -19,9 +19,10 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.recurrent import uniform
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Images, Inputs, Texts
 
-Map = tuple[Float[Array, "c w f"], Bool[Array, "c w"]]  # activations and which of them are of real characters
+Map = tuple[Float[Array, "c _ f"], Bool[Array, "c _"]]  # positions as the level has them
 
 FIRST = (3, 5, 7)  # widths of the first level
 POOLING = 0  # in place of a width
@@ -62,7 +63,7 @@ class Maxout(nn.Module):
             jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, (1,), [(side, side)], dimension_numbers=layout)
         )
 
-    def of_tokens(self, token: Int[Array, "c w"]) -> Float[Array, "c w d"]:
+    def of_tokens(self, token: Int[AnyArray, "c w"]) -> Float[Array, "c w d"]:
         """The same of one-hot vectors, zero for token 0: a sum of rows of the kernel, which takes less time."""
         side, words = self.width // 2, token.shape[1]
         kernel = self.kernel.reshape(self.width, self.size, -1)
@@ -76,7 +77,9 @@ class Maxout(nn.Module):
         return jnp.max(x, axis=-2) if self.pieces > 1 else jax.nn.relu(x[..., 0, :])
 
 
-def pool(x: Float[Array, "c w f"], real: Bool[Array, "c w"], kind: str) -> Map:
+def pool(
+    x: Float[Array, "c w f"], real: Bool[Array, "c w"], kind: str
+) -> tuple[Float[Array, "c v f"], Bool[Array, "c v"]]:
     """The "max" or "mean" of 5 neighbours that are real, at every second position: [C, W, F] to [C, ceil(W / 2), F]."""
     if kind == "max":
         pooled = reduce(jnp.maximum, _neighbours(jnp.where(real[..., None], x, similarity.NEVER), similarity.NEVER))
@@ -192,12 +195,12 @@ class Model(Matcher):
         self.image_encoder = dense(nn.initializers.zeros)
         self.similarity = getattr(similarity, self.measure)
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
         feature = jnp.asarray(image.feature[self.feature], jnp.float32)
         pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
         return self._finish(self.image_encoder(pooled)), None
 
-    def encode_text(self, text: Texts, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         real = jnp.asarray(text.mask)
         token = jnp.where(real, text.token, 0)
         maps = self.branches(token, jnp.ones_like(real) if self.compat_padding else real)
@@ -207,5 +210,5 @@ class Model(Matcher):
         embedding = similarity.l2_normalise(x.astype(jnp.float32))
         return jnp.abs(embedding) if self.absolute else embedding
 
-    def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
+    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
         return self.similarity(image, text)

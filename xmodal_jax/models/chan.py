@@ -102,8 +102,8 @@ class Model(Matcher):
         mask = jnp.asarray(text.mask)
         return Fragments(l2_normalise(self.gru(self.embed(text.token), mask)), mask), None
 
-    def score(self, image: Fragments, text: Fragments) -> jax.Array:
+    def score(self, image: Fragments, text: Fragments) -> Float[Array, "b c"]:
         return self.relevance(*image, *text)
 
-    def attention(self, image: Fragments, text: Fragments) -> jax.Array:
+    def attention(self, image: Fragments, text: Fragments) -> Float[Array, "b c r w"]:
         return match_weights(*image, *text, direction=self.direction)

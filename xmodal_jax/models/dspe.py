@@ -109,15 +109,15 @@ class Model(Matcher):
         )
         self.image_branch, self.text_branch = branch(), branch()
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
         feature = jnp.asarray(image.feature[self.feature], jnp.float32)
         pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
         return self.image_branch(pooled, jnp.asarray(image.id) >= 0, train=train), None
 
-    def encode_text(self, text: Texts, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         assert text.feature is not None, f'the batch has no text vectors "{self.text}"'
         vector = jnp.asarray(text.feature[self.text], jnp.float32)
         return self.text_branch(vector, jnp.asarray(text.id) >= 0, train=train), None
 
-    def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
+    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
         return similarity.euclidean(image, text)

@@ -148,10 +148,10 @@ class Model(Matcher):
         mask = jnp.asarray(text.mask)
         return Fragments(self.brnn(self.embed(text.token), mask, train=train), mask), None
 
-    def score(self, image: Fragments, text: Fragments) -> jax.Array:
+    def score(self, image: Fragments, text: Fragments) -> Float[Array, "b c"]:
         return self.relevance(*image, *text)
 
-    def attention(self, image: Fragments, text: Fragments) -> Array:
+    def attention(self, image: Fragments, text: Fragments) -> Float[Array, "b c r w"]:
         """Of the regions alone: the whole image, their mean, is never nearer to a word than the best of them."""
         if self.relation != "sum_max":
             raise UsageError(f'The score "{self.relation}" matches no word with a region; it has no attention.')

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.dense import xavier
@@ -82,7 +82,7 @@ class Model(Matcher):
         word = similarity.l2_normalise(self.drop(word, deterministic=not train))
         return {"word": Fragments(word.astype(self.dtype), jnp.asarray(text.mask))}, None
 
-    def score(self, image: dict[str, Any], text: dict[str, Any]) -> jax.Array:
+    def score(self, image: dict[str, Any], text: dict[str, Any]) -> Float[Array, "b c"]:
         return similarity.cross_attention(
             *image["region"],
             *text["word"],
@@ -94,7 +94,7 @@ class Model(Matcher):
             context_gram=image.get("gram"),
         )
 
-    def attention(self, image: dict[str, Any], text: dict[str, Any]) -> jax.Array:
+    def attention(self, image: dict[str, Any], text: dict[str, Any]) -> Float[Array, "b c r w"]:
         return similarity.attention_weights(
             *image["region"], *text["word"], direction=self.direction, norm=self.norm, smooth=self.smooth
         )

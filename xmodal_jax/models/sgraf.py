@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.dense import masked_softmax, xavier
@@ -119,7 +120,7 @@ class Pairs(nn.Module):
         self.reason = self.make_reason()
         self.local, self.whole, self.final = (linear(size, self.dtype) for size in (self.size, self.size, 1))
 
-    def attention(self, image: Item, text: Item) -> jax.Array:
+    def attention(self, image: Item, text: Item) -> Float[Array, "b c r w"]:
         """How words attend to regions, [..., R, W]; weights of a word add up to 1."""
         (region, region_mask), (word, word_mask) = image.part, text.part
         similar = jax.nn.leaky_relu(product("...rd,...wd->...rw", region, word, self.dtype), negative_slope=0.1)
@@ -204,7 +205,7 @@ class Model(Matcher):
         part = Fragments(l2_normalise(self.context(word, text.mask)), jnp.asarray(text.mask))
         return Item(part, self.text_whole(part, jnp.asarray(text.id) >= 0, train=train)), None
 
-    def score(self, image: Item, text: Item) -> jax.Array:
+    def score(self, image: Item, text: Item) -> Float[Array, "b c"]:
         """One caption at a time, recomputed in the backward pass: the largest array is [B, W, D]."""
         axes: Any = (nn.broadcast, 0)
         over_captions = nn.scan(
@@ -216,7 +217,7 @@ class Model(Matcher):
         )
         return over_captions(self.pairs, (), image, text)[1]
 
-    def attention(self, image: Item, text: Item) -> jax.Array:
+    def attention(self, image: Item, text: Item) -> Float[Array, "b c r w"]:
         images = jax.tree.map(lambda leaf: leaf[:, None], image)
         return jnp.where(text.part.mask[:, None], self.pairs.attention(images, text), 0.0)
 

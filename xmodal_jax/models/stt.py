@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.decoder import Decoder
@@ -58,17 +59,17 @@ class Model(Matcher):
         self.decoder = Decoder(self.vocabulary, self.embed_dim, self.layers, self.cell, dtype)
         self.text_encoder = StackedGRU(self.embed_dim // self.layers, self.layers, dtype, self.cell)
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
         feature = jnp.asarray(image.feature[self.feature], jnp.float32)
         pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
         return similarity.l2_normalise(self.image_encoder(pooled).astype(jnp.float32)), None
 
-    def encode_text(self, text: Texts, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         states = self.text_encoder(self.embed(text.token), text.mask)
         sentence = jnp.concatenate([last_state(layer, text.mask) for layer in states], axis=-1)
         return similarity.l2_normalise(self.text_projection(sentence).astype(jnp.float32)), None
 
-    def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
+    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
         return similarity.dot(image, text)
 
     def aux(self, batch: Batch, image: Any, text: Any, *, train: bool) -> dict[str, jax.Array]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.dense import xavier
@@ -72,7 +72,7 @@ class Model(Matcher):
         self.similarity = getattr(similarity, self.measure)
         self.scaled = Scale(self.scale, self.bias)
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
         feature = jnp.asarray(image.feature[self.feature], jnp.float32)
         pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
         embedding = self.image_encoder(pooled).astype(jnp.float32)
@@ -80,9 +80,9 @@ class Model(Matcher):
             embedding = similarity.l2_normalise(embedding)
         return (jnp.abs(embedding) if self.absolute else embedding), None
 
-    def encode_text(self, text: Texts, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         embedding = similarity.l2_normalise(self.text_encoder(text.token, text.mask))
         return (jnp.abs(embedding) if self.absolute else embedding), None
 
-    def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
+    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
         return self.scaled(self.similarity(image, text))

@@ -123,7 +123,7 @@ class Model(Matcher):
         self.text_pool = GPO()
         self.counted = with_zero_rows if self.compat_padding else lambda mask: mask
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
         feature = as_regions(image.feature[self.feature])
         mask = jnp.asarray(image.mask)
         if train and self.drop_region:
@@ -133,7 +133,7 @@ class Model(Matcher):
         region = self.image_linear(feature).astype(jnp.float32) + self.image_mlp(feature, counted, train=train)
         return similarity.l2_normalise(self.image_pool(region, mask)), None
 
-    def encode_text(self, text: Texts, *, train: bool) -> tuple[jax.Array, None]:
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         token, mask = jnp.asarray(text.token), jnp.asarray(text.mask)
         if train and self.touch_word:
             token, mask = touch_words(
@@ -147,5 +147,5 @@ class Model(Matcher):
         states = self.text_gru(self.embed(token), mask)
         return similarity.l2_normalise(self.text_pool(states, mask)), None
 
-    def score(self, image: jax.Array, text: jax.Array) -> jax.Array:
+    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
         return similarity.dot(image, text)

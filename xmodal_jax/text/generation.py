@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.text.vocabulary import END, PAD, START, UNKNOWN
@@ -138,7 +138,7 @@ def _word_by_word(
 ) -> Sentences:
     """``choose(log-probabilities [N, V], step) -> token [N]`` until all sentences have ended."""
 
-    def going(said: _Said) -> jax.Array:
+    def going(said: _Said) -> Bool[Array, ""]:
         return (said.step < longest) & ~jnp.all(said.ended)
 
     def further(said: _Said) -> _Said:
@@ -194,7 +194,7 @@ def sample(
     An item's draws depend on the key and its place, not on how many items there are.
     """
 
-    def choose(log_probability: jax.Array, step: jax.Array) -> jax.Array:
+    def choose(log_probability: Float[Array, "n v"], step: Int[Array, ""]) -> Int[Array, " n"]:
         shaped = log_probability / temperature
         if top_p < 1:
             shaped = nucleus(shaped, top_p)
@@ -217,7 +217,7 @@ def beam(begin: Begin, word: Word, source: Any, *, longest: int, beams: int, alp
     def rank(log_probability: jax.Array, length: Any) -> jax.Array:
         return log_probability / jnp.maximum(length, 1) ** alpha
 
-    def going(said: _Said) -> jax.Array:
+    def going(said: _Said) -> Bool[Array, ""]:
         best = jnp.max(jnp.where(said.ended, rank(said.log_probability, said.length), -jnp.inf), axis=1)
         # Log-probabilities only fall, and the longest sentence is divided by the most.
         hope = jnp.max(jnp.where(said.ended, -jnp.inf, rank(said.log_probability, longest)), axis=1)
@@ -258,7 +258,7 @@ def beam(begin: Begin, word: Word, source: Any, *, longest: int, beams: int, alp
     return Sentences(token, length, log_probability)
 
 
-def _beams(values: Shaped[Array, "n k *t"], parent: Int[Array, "n k"]) -> Shaped[Array, "n k *t"]:
+def _beams(values: Shaped[Array, "n k *t"], parent: Int[Array, "n j"]) -> Shaped[Array, "n j *t"]:
     """The values of each beam's parent."""
     return values[jnp.arange(len(parent))[:, None], parent]
 

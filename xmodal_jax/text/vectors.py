@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from xmodal_jax.errors import DataError
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
@@ -19,7 +20,9 @@ def word_vector_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     return pair if all(map(Path.is_file, pair)) else (path,)
 
 
-def load_word_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def load_word_vectors(
+    path: str | os.PathLike[str], vocabulary: Vocabulary
+) -> tuple[Float[np.ndarray, "v f"], Bool[np.ndarray, " v"]]:
     """Pre-trained word vectors in the vocabulary's order, for an embedding's first values.
 
     Args:
