@@ -1,6 +1,5 @@
 """Importers: what each layout means, and what each kind of bad input says."""
 
-import argparse
 import base64
 import json
 import struct
@@ -10,43 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from importing import refused, run
 
 from xmodal_jax.data.records import open_dataset
-from xmodal_jax.data.sources import main
 from xmodal_jax.errors import DataError, UsageError
-
-DEFAULTS = {
-    "features": None,
-    "images": None,
-    "captions_per_image": None,
-    "on_nonfinite": "error",
-    "name": None,
-    "restval_to_train": False,
-    "ids": None,
-    "image_col": "image",
-    "caption_col": "caption",
-    "split_col": None,
-    "delimiter": None,
-    "dev": 0.0,
-    "test": 0.0,
-    "captions": None,
-    "dtype": "float32",
-    "max_broken": 0.01,
-}
-
-
-def run(kind, source, out, **options):
-    """Import and open; ``out`` is the folder above the set, which is made anew."""
-    args = argparse.Namespace(**(DEFAULTS | {"kind": kind, "source": source, "out": out / "set"} | options))
-    assert main(args) == 0
-    return open_dataset(out / "set")
-
-
-def refused(message, error, kind, source, out, **options):
-    """The import fails with ``message``, and leaves nothing behind."""
-    with pytest.raises(error, match=message):
-        run(kind, source, out, **options)
-    assert not (out / "set").exists() and not (out / "set.partial").exists()
 
 
 def numbers(*shape, dtype: Any = np.float16):
@@ -607,7 +573,7 @@ def test_butd_regions_boxes_and_captions_in_json_order(tmp_path, capsys):
     np.testing.assert_array_equal(item.boxes, [[0, 0, 0.5, 1]] * 5)
     assert data.manifest["features"]["region"]["regions"] == [3, 5]
     out = capsys.readouterr().out
-    assert "1 x image without a row in the TSV" in out and "1 x image of the TSV that the JSON does not name" in out
+    assert "1 x image without a row in the TSV" in out and "1 x name in src that belongs to no image" in out
 
 
 def test_butd_float16(tmp_path):

@@ -52,6 +52,7 @@ def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[st
     totals = {key: sum(counts[key] for counts in manifest["splits"].values()) for key in ("images", "captions")}
     read = " and ".join(f"{count:,} {what}" for what, count in report.read.items())
     lines.append(f"read {read}; kept {totals['images']:,} images and {totals['captions']:,} captions")
+    lines += [f"  {note}" for note in report.notes]
     lines += [f"  {count:,} x {what}" for what, count in report.counts.most_common()]
     if report.entries:
         lines.append(f"  each one with its place: {out / REPORT}")

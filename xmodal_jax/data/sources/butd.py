@@ -23,7 +23,7 @@ from xmodal_jax.data.sources.karpathy import Entry
 from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.progress import Progress
 
-OPTIONS = ("captions", "dtype", "images", "max_broken", "restval_to_train")
+OPTIONS = ("captions", "dtype", "images", "match", "max_broken", "restval_to_train")
 LONGEST = 1 << 26  # bytes a row; 100 regions of 2048 features are 1.1 MB
 FIELDS = 6
 
@@ -56,13 +56,11 @@ def plan(args: argparse.Namespace) -> Plan:
 
     def read(report: Report) -> Splits:
         entries = karpathy.read_entries(json_path, args.restval_to_train)
-        pictures = PictureFolder(args.images) if args.images else None
-        if pictures:
-            pictures.require_any(entry.picture_names for entry in entries)
+        pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         reader = RowReader(args.dtype, args.max_broken, report)
         places = reader.index(paths)
         names = list(places)
-        matches = karpathy.match_keys(names, entries, str(source))
+        matches = karpathy.match_entries(names, entries, args.match, str(source), report)
         splits: dict[str, list[tuple[Entry, list[Place]]]] = {}
         for name in common.order_splits(entry.split for entry in entries):
             splits[name] = []
@@ -72,9 +70,6 @@ def plan(args: argparse.Namespace) -> Plan:
             else:
                 splits[entry.split].append((entry, places[names[match]]))
         splits = {name: pairs for name, pairs in splits.items() if pairs}
-        used = sum(len(pairs) for pairs in splits.values())
-        if used < len(names):
-            report.counts["image of the TSV that the JSON does not name"] = len(names) - used
         items = {name: _items(pairs, reader, json_path, pictures, report) for name, pairs in splits.items()}
         return dict(items), {name: len(pairs) for name, pairs in splits.items()}
 
@@ -105,7 +100,7 @@ class RowReader:
                     if length > LONGEST or b"\t" not in start or not name:
                         waiting.append((place, "no image_id, or longer than any row can be"))
                     else:
-                        places.setdefault(common.coco_number(name), []).append(place)
+                        places.setdefault(name, []).append(place)
         self.report.read["rows"] = self.rows
         for place, why in waiting:  # after counting, because the ceiling is a part of all rows
             self.refuse(place, why)
@@ -196,6 +191,6 @@ def _items(
         if found is None:
             continue
         features, boxes, size = found
-        picture = pictures.find(entry.picture_names, report, entry.id)[0] if pictures else None
+        picture = pictures.find([entry.files], report, entry.id)[0] if pictures else None
         captions = common.keep_captions(entry.captions, report, entry.id, json_path.name)
         yield Item(entry.id, captions, {"region": features}, boxes, size, picture)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from xmodal_jax.data.records import DTYPES, Item, finite
+from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.errors import DataError, UsageError, require
 
 Splits = tuple[dict[str, Iterable[Item]], dict[str, int]]  # images of each split, and how many about
@@ -28,6 +28,11 @@ class Report:
         self.read: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.entries: list[dict[str, Any]] = []
+        self.notes: list[str] = []  # decisions the importer took, for people to object to
+
+    def say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def add(self, what: str, **where: Any) -> None:
         self.counts[what] += 1
@@ -100,6 +105,18 @@ def read_lines(path: Path) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.rstrip("\r") for line in lines]
+
+
+def read_ids(path: Path, count: int, features: str) -> list[str]:
+    """One name a row of ``features``; DataError unless there are ``count``, each but once."""
+    names = [line.strip() for line in read_lines(path)]
+    if len(names) != count:
+        raise DataError(f"{path}: {len(names):,} ids for the {count:,} rows of {features}.")
+    first: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if first.setdefault(name, row) != row:
+            raise DataError(f'{path}: lines {first[name] + 1} and {row + 1} are both "{name}"; one row an image.')
+    return names
 
 
 def keep_captions(
@@ -197,39 +214,30 @@ def scale_boxes(boxes: np.ndarray, height: float = 1, width: float = 1) -> np.nd
 
 
 class PictureFolder:
-    """Finds pictures: by relative path, file name, name without suffix, or the number in COCO's file names."""
+    """The pictures of ``images``, each given by its names, in a folder and the folders in it."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, images: Sequence[Names], report: Report):
         require("PIL", "train")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"{folder}: no such folder (--images).")
-        self.paths: dict[str, Path] = {}
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                names = {path.relative_to(self.folder).as_posix(), path.name, path.stem, coco_number(path.stem)}
-                for name in names:
-                    self.paths.setdefault(name, path)
-        if not self.paths:
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if not paths:
             raise DataError(f"{folder}: no picture in this folder (--images).")
+        index = Index([path.relative_to(self.folder).as_posix() for path in paths], str(folder))
+        unique = {_key(names): names for names in images}  # an image may be in two splits, as in test and testall
+        found, how = index.match(list(unique.values()))
+        self.paths = {key: paths[place] for key, place in zip(unique, found, strict=True) if place is not None}
+        if not self.paths:
+            raise DataError(
+                f"{self.folder}: none of its pictures belongs to an image; an image is called "
+                f'"{images[0][0][-1]}", a picture "{paths[0].name}".'
+            )
+        report.say(how)
 
-    def require_any(self, images: Iterable[Sequence[str]]) -> None:
-        """DataError if not one of ``images``, each given by its possible names, has a picture here."""
-        first = ""
-        for names in images:
-            if any(name in self.paths for name in names):
-                return
-            first = first or names[0]
-        raise DataError(
-            f"{self.folder}: none of its pictures belongs to an image; an image is called "
-            f'"{first}", a picture "{next(iter(self.paths.values())).name}".'
-        )
-
-    def find(
-        self, names: Sequence[str], report: Report, image: str, **where: Any
-    ) -> tuple[Path | None, tuple[int, int]]:
+    def find(self, names: Names, report: Report, image: str, **where: Any) -> tuple[Path | None, tuple[int, int]]:
         """Picture and (height, width), or (None, (0, 0)), which is reported."""
-        path = next((self.paths[name] for name in names if name in self.paths), None)
+        path = self.paths.get(_key(names))
         if path is None:
             report.add("image without its picture", image=image, **where)
             return None, (0, 0)
@@ -240,10 +248,8 @@ class PictureFolder:
         return path, size
 
 
-def coco_number(stem: str) -> str:
-    """``COCO_val2014_000000000042`` or ``000000000042`` -> ``42``; other names stay as they are."""
-    match = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,12})", stem, re.ASCII)
-    return match[1] if match else stem
+def _key(names: Names) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(group) for group in names)
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:

@@ -16,10 +16,11 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.data.sources.matlab import load_matrix
 from xmodal_jax.errors import DataError, UsageError
 
-OPTIONS = ("features", "ids", "images", "restval_to_train", "on_nonfinite")
+OPTIONS = ("features", "ids", "images", "match", "restval_to_train", "on_nonfinite")
 
 
 class Entry(NamedTuple):
@@ -28,11 +29,23 @@ class Entry(NamedTuple):
     id: str  # the COCO id where there is one, else the file name
     split: str
     captions: list[str]
-    keys: dict[str, str]  # its other names: cocoid, imgid, filename, stem, path
+    keys: dict[str, str]  # its names: path, filename, cocoid, imgid
 
     @property
-    def picture_names(self) -> list[str]:
-        return [self.keys[key] for key in ("path", "filename", "stem") if key in self.keys]
+    def files(self) -> list[str]:
+        """Its file names, the longest first."""
+        return [self.keys[key] for key in ("path", "filename") if key in self.keys]
+
+    def names(self, kind: str | None) -> Names:
+        """Its names of one kind, as --match says: file names and COCO id where nothing is said.
+
+        `imgid` must be asked for: it is a row number, and would fit any names that are numbers.
+        """
+        if kind == "filename":
+            return [self.files]
+        if kind:
+            return [[self.keys[kind]]] if kind in self.keys else []
+        return [self.files, [self.keys["cocoid"]]] if "cocoid" in self.keys else [self.files]
 
 
 def read_entries(path: Path, restval_to_train: bool) -> list[Entry]:
@@ -62,7 +75,7 @@ def _read_entry(image: Any, where: str, restval_to_train: bool) -> Entry:
     keys: dict[str, str] = {
         key: str(image[key]) for key in ("cocoid", "imgid") if isinstance(image.get(key), int | str)
     }
-    keys |= {"filename": filename, "stem": Path(filename).stem}
+    keys["filename"] = filename
     if isinstance(image.get("filepath"), str):
         keys["path"] = f"{image['filepath']}/{filename}"
     split = common.split_name(image["split"])
@@ -82,10 +95,8 @@ def plan(args: argparse.Namespace) -> Plan:
     def read(report: Report) -> Splits:
         entries = read_entries(path, args.restval_to_train)
         arrays = {Path(features): load_features(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, entries)
-        pictures = PictureFolder(args.images) if args.images else None
-        if pictures:
-            pictures.require_any(entry.picture_names for entry in entries)
+        rows = _match_rows(arrays, args.ids, entries, args.match, report)
+        pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         report.read["images"] = len(entries)
         report.read["captions"] = sum(len(entry.captions) for entry in entries)
         splits = {name: [] for name in common.order_splits(entry.split for entry in entries)}
@@ -104,7 +115,9 @@ def load_features(path: Path) -> np.ndarray:
     return load_matrix(path, "feats") if path.suffix == ".mat" else common.load_array(path)
 
 
-def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, entries: list[Entry]) -> list[int | None]:
+def _match_rows(
+    arrays: dict[Path, np.ndarray], ids: str | None, entries: list[Entry], kind: str | None, report: Report
+) -> list[int | None]:
     """The feature row of each image: by the ids file, or in the order of the JSON file."""
     if not arrays:
         return [None] * len(entries)
@@ -115,28 +128,34 @@ def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, entries: list[E
                 f"{path}: {len(array):,} rows for {len(entries):,} images; without --ids FILE they must be in "
                 "the order of the JSON file."
             )
+        report.say(f"{path.name}: its rows are taken in the order of the JSON file (--ids FILE names them)")
         return list(range(len(entries)))
-    lines = [line.strip() for line in common.read_lines(Path(ids))]
-    if len(lines) != len(array):
-        raise DataError(f"{ids}: {len(lines):,} ids for the {len(array):,} rows of {path}.")
-    return match_keys(lines, entries, str(ids))
+    lines = common.read_ids(Path(ids), len(array), str(path))
+    return match_entries(lines, entries, kind, str(ids), report)
 
 
-def match_keys(names: list[str], entries: list[Entry], where: str) -> list[int | None]:
-    """For each image the place of its name in ``names``, by the one kind of name that fits most images.
-
-    One kind for all, because an `imgid` of one image can equal the `cocoid` of another.
-    """
-    place = {name: index for index, name in enumerate(names)}
-    kinds = ("cocoid", "filename", "stem", "path", "imgid")
-    hits = {kind: sum(entry.keys.get(kind) in place for entry in entries) for kind in kinds}
-    kind = max(kinds, key=lambda kind: hits[kind])
-    if not hits[kind]:
+def match_entries(
+    names: list[str], entries: list[Entry], kind: str | None, where: str, report: Report
+) -> list[int | None]:
+    """For each image the place of its name in ``names``; DataError if there is none of any."""
+    index = Index(names, where)
+    found, how = index.match([entry.names(kind) for entry in entries])
+    if all(place is None for place in found):
         example = ", ".join(f"{key} {value}" for key, value in entries[0].keys.items())
+        fits = [key for key in ("filename", "cocoid", "imgid") if key != kind and _fitting(index, entries, key)]
+        hint = f" Its names fit {fits[0]}; if they mean that, give --match {fits[0]}." if fits else ""
         raise DataError(
-            f'{where}: its names ("{names[0] if names else ""}" ...) fit no image; the first has {example}.'
+            f'{where}: its names ("{names[0] if names else ""}" ...) fit no image; the first has {example}.{hint}'
         )
-    return [place.get(entry.keys.get(kind, "")) for entry in entries]
+    report.say(how)
+    unused = len(names) - sum(place is not None for place in found)
+    if unused:
+        report.counts[f"name in {Path(where).name} that belongs to no image"] = unused
+    return found
+
+
+def _fitting(index: Index, entries: list[Entry], kind: str) -> bool:
+    return any(index.find(entry.names(kind)) for entry in entries)
 
 
 def _items(
@@ -156,7 +175,7 @@ def _items(
             features = common.features_at(arrays, row, policy, report, entry.id)
             if features is None:
                 continue
-        picture, size = pictures.find(entry.picture_names, report, entry.id) if pictures else (None, (0, 0))
+        picture, size = pictures.find([entry.files], report, entry.id) if pictures else (None, (0, 0))
         if not arrays and picture is None:
             continue
         captions = common.keep_captions(entry.captions, report, entry.id, path.name)

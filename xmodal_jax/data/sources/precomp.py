@@ -56,14 +56,13 @@ def plan(args: argparse.Namespace) -> Plan:
     source = common.describe_source(args, (path for path in files if path.is_file()), OPTIONS)
 
     def read(report: Report) -> Splits:
-        pictures = PictureFolder(args.images) if args.images else None
         splits = [_open_split(folder, name, arrays, args.captions_per_image) for name in names]
         with_boxes = {split.name for split in splits if split.boxes is not None}
         if with_boxes and len(with_boxes) < len(splits):
             lacking = next(name for name in names if name not in with_boxes)
             raise DataError(f"{folder}: {lacking}_boxes.npy is missing, but other splits have theirs.")
-        if pictures:
-            pictures.require_any((id_, common.coco_number(id_)) for split in splits for id_ in split.ids)
+        ids = [[[id_]] for split in splits for id_ in split.ids]
+        pictures = PictureFolder(args.images, ids, report) if args.images else None
         for split in splits:
             report.read["images"] += len(split.ids)
             report.read["captions"] += len(split.captions)
@@ -207,5 +206,5 @@ def _items(split: SplitFiles, policy: str, pictures: PictureFolder | None, repor
                     f"{split.name}_boxes.npy, image {rows[0]}: {error}; wanted x1, y1, x2, y2 in 0..1."
                 ) from None
         if pictures is not None:
-            picture, size = pictures.find((id_, common.coco_number(id_)), report, id_)
+            picture, size = pictures.find([[id_]], report, id_)
         yield Item(id_, captions, features, boxes, size, picture)

@@ -16,6 +16,7 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources.matching import Index
 from xmodal_jax.errors import DataError, UsageError
 
 OPTIONS = (
@@ -61,10 +62,8 @@ def plan(args: argparse.Namespace) -> Plan:
     def read(report: Report) -> Splits:
         images = read_table(path, args, report)
         arrays = {Path(features): common.load_array(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, list(images))
-        pictures = PictureFolder(args.images) if args.images else None
-        if pictures:
-            pictures.require_any((image,) for image in images)
+        rows = _match_rows(arrays, args.ids, list(images), report)
+        pictures = PictureFolder(args.images, [[[image]] for image in images], report) if args.images else None
         splits = {name: [] for name in common.order_splits(row.split for row in images.values())}
         for image, row in images.items():
             splits[row.split].append((image, row))
@@ -168,21 +167,27 @@ def draw_split(image: str, dev: float, test: float) -> str:
     return "test" if draw < test else "dev" if draw < test + dev else "train"
 
 
-def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, images: list[str]) -> dict[str, int]:
-    """The feature row of each image: by the ids file (value or file stem), or in order of first appearance."""
+def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, images: list[str], report: Report) -> dict[str, int]:
+    """The feature row of each image: by the ids file, or in order of first appearance."""
     if not arrays:
         return {}
     path, array = next(iter(arrays.items()))
-    names = [line.strip() for line in common.read_lines(Path(ids))] if ids else images
-    if len(names) != len(array):
-        hint = "" if ids else "; give --ids FILE with the image of each row"
-        raise DataError(f"{path}: {len(array):,} rows for {len(names):,} {'ids' if ids else 'images'}{hint}.")
-    place = {name: row for row, name in enumerate(names)}
-    rows = {image: place.get(image, place.get(Path(image).stem)) for image in images}
-    found = {image: row for image, row in rows.items() if row is not None}
-    if not found:
+    if not ids:
+        if len(images) != len(array):
+            raise DataError(
+                f"{path}: {len(array):,} rows for {len(images):,} images; give --ids FILE with the image of each row."
+            )
+        report.say(f"{path.name}: its rows are taken in the order in which images first appear (--ids FILE names them)")
+        return {image: row for row, image in enumerate(images)}
+    names = common.read_ids(Path(ids), len(array), str(path))
+    found, how = Index(names, ids).match([[[image]] for image in images])
+    rows = {image: row for image, row in zip(images, found, strict=True) if row is not None}
+    if not rows:
         raise DataError(f'{ids}: its names ("{names[0]}" ...) fit no image; the first is "{images[0]}".')
-    return found
+    report.say(how)
+    if len(rows) < len(names):
+        report.counts[f"name in {Path(ids).name} that belongs to no image"] = len(names) - len(rows)
+    return rows
 
 
 def _items(
@@ -205,7 +210,7 @@ def _items(
                 continue
         picture, size = None, (0, 0)
         if pictures:
-            picture, size = pictures.find((image,), report, image, line=row.lines[0])
+            picture, size = pictures.find([[image]], report, image, line=row.lines[0])
         if not arrays and picture is None:
             continue
         captions = common.keep_captions(row.captions, report, image, path.name, row.lines)

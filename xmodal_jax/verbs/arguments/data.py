@@ -49,6 +49,11 @@ def add_import(kinds) -> None:
     )
     parser.add_argument("--images", type=Path, help="folder of pictures to attach")
     parser.add_argument("--ids", type=Path, help="ids of the feature file's rows, one a line")
+    parser.add_argument(
+        "--match",
+        choices=["filename", "cocoid", "imgid"],
+        help="karpathy, butd: the name of an image that --ids or the TSV means; file name and COCO id by default",
+    )
     parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json")
     parser.add_argument("--captions-per-image", type=int, help="precomp: where it cannot be told from the files")
     parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
