@@ -516,7 +516,7 @@ def test_csv_bad_options_and_bytes(tmp_path):
     np.save(tmp_path / "f.npy", numbers(2, 4))
     refused("Captions alone", UsageError, "csv", source, tmp_path, **COLUMNS)
     options = {"features": [str(tmp_path / "f.npy")], **COLUMNS}
-    refused("2 rows for 3 images; give --ids", DataError, "csv", source, tmp_path, **options)
+    refused("2 rows for 3 images with 5 captions; without --ids FILE", DataError, "csv", source, tmp_path, **options)
     refused("parts of one", UsageError, "csv", source, tmp_path, dev=0.5, test=0.5, **options)
     source.write_bytes(source.read_bytes() + b"9,p9.jpg,\xff\n")
     refused(r"t\.csv, line 7: byte 0xff", DataError, "csv", source, tmp_path, **options)

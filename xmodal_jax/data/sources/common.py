@@ -107,18 +107,6 @@ def read_lines(path: Path) -> list[str]:
     return [line.rstrip("\r") for line in lines]
 
 
-def read_ids(path: Path, count: int, features: str) -> list[str]:
-    """One name a row of ``features``; DataError unless there are ``count``, each but once."""
-    names = [line.strip() for line in read_lines(path)]
-    if len(names) != count:
-        raise DataError(f"{path}: {len(names):,} ids for the {count:,} rows of {features}.")
-    first: dict[str, int] = {}
-    for row, name in enumerate(names):
-        if first.setdefault(name, row) != row:
-            raise DataError(f'{path}: lines {first[name] + 1} and {row + 1} are both "{name}"; one row an image.')
-    return names
-
-
 def keep_captions(
     captions: Sequence[str], report: Report, image: str, file: str, lines: Sequence[int] | None = None
 ) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmodal_jax.data.records import Item
-from xmodal_jax.data.sources import common
+from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.data.sources.matlab import load_matrix
@@ -123,15 +123,14 @@ def _match_rows(
         return [None] * len(entries)
     path, array = next(iter(arrays.items()))
     if not ids:
-        if len(array) != len(entries):
-            raise DataError(
-                f"{path}: {len(array):,} rows for {len(entries):,} images; without --ids FILE they must be in "
-                "the order of the JSON file."
-            )
         report.say(f"{path.name}: its rows are taken in the order of the JSON file (--ids FILE names them)")
-        return list(range(len(entries)))
-    lines = common.read_ids(Path(ids), len(array), str(path))
-    return match_entries(lines, entries, kind, str(ids), report)
+        ends = np.cumsum([len(entry.captions) for entry in entries]).tolist()
+        images = [(entry.id, range(end - len(entry.captions), end)) for entry, end in zip(entries, ends, strict=True)]
+        return list(copies.rows_in_order(array, images, str(path), "the JSON file"))
+    rows = copies.read_ids(Path(ids), array, str(path))
+    places = match_entries(list(rows), entries, kind, str(ids), report)
+    order = list(rows.values())
+    return [None if place is None else order[place] for place in places]
 
 
 def match_entries(

@@ -64,8 +64,8 @@ class Index:
         if len(places) > 1:
             first, second = (self.names[place] for place in places[:2])
             raise DataError(
-                f'{self.where}: "{first}" and "{second}" both fit image "{image[0][-1]}"; rename one of them or take it '
-                f"away{MATCH if len(image) > 1 else ''}."
+                f'{self.where}: "{first}" and "{second}" both fit image "{image[0][-1]}"; rename one of them or '
+                f"take it away{MATCH if len(image) > 1 else ''}."
             )
         return Fit(places[0], fits[0][0], fits[0][2]) if places else None
 

@@ -6,7 +6,6 @@ Source of the layout: Faghri et al., "VSE++", BMVC 2018, and Lee et al., "Stacke
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from xmodal_jax.data.records import Item
-from xmodal_jax.data.sources import common
+from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.errors import DataError
 
 OPTIONS = ("features", "images", "captions_per_image", "on_nonfinite")
-PROBE = 200  # rows looked at to see whether images are repeated
 
 
 class SplitFiles(NamedTuple):
@@ -31,6 +29,7 @@ class SplitFiles(NamedTuple):
     boxes: np.ndarray | None
     captions: list[str]
     ids: list[str]
+    by_ids: bool  # whether its ids say which captions belong together
     rows: list[range]  # rows of the arrays that hold this image, equal copies if more than one
     spans: list[range]  # the image's captions
 
@@ -56,7 +55,7 @@ def plan(args: argparse.Namespace) -> Plan:
     source = common.describe_source(args, (path for path in files if path.is_file()), OPTIONS)
 
     def read(report: Report) -> Splits:
-        splits = [_open_split(folder, name, arrays, args.captions_per_image) for name in names]
+        splits = [_open_split(folder, name, arrays, args.captions_per_image, report) for name in names]
         with_boxes = {split.name for split in splits if split.boxes is not None}
         if with_boxes and len(with_boxes) < len(splits):
             lacking = next(name for name in names if name not in with_boxes)
@@ -66,13 +65,14 @@ def plan(args: argparse.Namespace) -> Plan:
         for split in splits:
             report.read["images"] += len(split.ids)
             report.read["captions"] += len(split.captions)
-        items = {split.name: _items(split, args.on_nonfinite, pictures, report) for split in splits}
+        options = args.captions_per_image, args.on_nonfinite, pictures, report
+        items = {split.name: _items(split, *options) for split in splits}
         return dict(items), {split.name: len(split.ids) for split in splits}
 
     return Plan(args.name or folder.resolve().name, source, read)
 
 
-def _open_split(folder: Path, name: str, kinds: list[str], per_image: int | None) -> SplitFiles:
+def _open_split(folder: Path, name: str, kinds: list[str], per_image: int | None, report: Report) -> SplitFiles:
     arrays: dict[Path, np.ndarray] = {}
     for kind in kinds:
         path = folder / f"{name}_{kind}.npy"
@@ -90,13 +90,14 @@ def _open_split(folder: Path, name: str, kinds: list[str], per_image: int | None
         raise DataError(f"{folder / name}_caps.txt: no caption in it.")
     ids_path = folder / f"{name}_ids.txt"
     ids = [line.strip() for line in common.read_lines(ids_path)] if ids_path.is_file() else None
-    rows, spans = _match(f"{folder / name}", next(iter(arrays.values())), len(captions), ids, per_image)
+    rows, spans = _match(f"{folder / name}", next(iter(arrays.values())), len(captions), ids, per_image, report)
     return SplitFiles(
         name,
         arrays,
         _open_boxes(folder / f"{name}_boxes.npy", arrays),
         captions,
         _image_ids(ids_path, ids, name, rows, spans, len(captions)),
+        ids is not None and len(ids) == len(captions) and len(set(ids)) < len(ids),
         rows,
         spans,
     )
@@ -113,14 +114,14 @@ def _open_boxes(path: Path, arrays: dict[Path, np.ndarray]) -> np.ndarray | None
 
 
 def _match(
-    where: str, array: np.ndarray, captions: int, ids: list[str] | None, per_image: int | None
+    where: str, array: np.ndarray, captions: int, ids: list[str] | None, per_image: int | None, report: Report
 ) -> tuple[list[range], list[range]]:
     """Rows and captions of each image, by the first rule that fits.
 
     1. ``per_image`` captions an image, one row an image or one row a caption;
     2. ids, one line a caption, that repeat: a run of equal ids is an image, of one row or of a row a caption;
     3. fewer rows than captions: equally many captions an image;
-    4. a row a caption: equal neighbouring rows are one image, if all images have the same number of them.
+    4. a row a caption: equal neighbouring rows are one image.
     """
     images = len(array)
     if per_image:
@@ -129,21 +130,25 @@ def _match(
                 f"{where}: {images:,} images and {captions:,} captions, but --captions-per-image {per_image} "
                 f"wants {images * per_image:,}. First image without all its captions: row {captions // per_image}."
             )
-    elif ids is not None and len(ids) == captions and len(set(ids)) < captions:
+        spans = _spans([per_image] * (captions // per_image))
+        return (spans if images == captions else _singles(images)), spans
+    if ids is not None and len(ids) == captions and len(set(ids)) < captions:
         runs = [len(list(run)) for _, run in groupby(ids)]
-        if len(runs) == images:
-            return _singles(images), _spans(runs)
-        if images == captions:
-            return _spans(runs), _spans(runs)
-    if not per_image:
-        if captions % images:
+        if images not in (len(runs), captions):
             raise DataError(
-                f"{where}: {images:,} images and {captions:,} captions, which is not a whole number of captions an "
-                f"image. One of the files is cut short or not of this set; or put one id a caption in _ids.txt."
+                f"{where}: {images:,} images, but _ids.txt has {captions:,} lines, one a caption, with {len(runs):,} "
+                "runs of equal ids; it names the image of each caption, and the array has a row an image or a caption."
             )
-        per_image = captions // images if images < captions else _copies(array)
-    spans = _spans([per_image] * (captions // per_image))
-    return (spans if images == captions else _singles(images)), spans
+        return (_singles(images) if images == len(runs) else _spans(runs)), _spans(runs)
+    if captions % images:
+        raise DataError(
+            f"{where}: {images:,} images and {captions:,} captions, which is not a whole number of captions an "
+            f"image. One of the files is cut short or not of this set; or put one id a caption in _ids.txt."
+        )
+    if images < captions:
+        return _singles(images), _spans([captions // images] * images)
+    spans = _spans(copies.captions_an_image(array, where, report))
+    return spans, spans
 
 
 def _singles(count: int) -> list[range]:
@@ -153,20 +158,6 @@ def _singles(count: int) -> list[range]:
 def _spans(lengths: list[int]) -> list[range]:
     ends = np.cumsum(lengths).tolist()
     return [range(end - length, end) for length, end in zip(lengths, ends, strict=True)]
-
-
-def _copies(array: np.ndarray) -> int:
-    """How many equal rows each image has, by the first PROBE rows; two images that look alike do not mislead it."""
-    same = [_equal(array, row, row + 1) for row in range(min(len(array), PROBE) - 1)]
-    breaks = [row + 1 for row, equal in enumerate(same) if not equal]
-    if not breaks:
-        return 1
-    copies = math.gcd(*breaks)
-    return copies if len(array) % copies == 0 else 1
-
-
-def _equal(array: np.ndarray, row: int, other: int) -> bool:
-    return bool(array[row].tobytes() == array[other].tobytes())
 
 
 def _image_ids(
@@ -181,15 +172,20 @@ def _image_ids(
     raise DataError(f"{path}: {len(ids):,} ids for {len(spans):,} images with {captions:,} captions.")
 
 
-def _items(split: SplitFiles, policy: str, pictures: PictureFolder | None, report: Report) -> Iterator[Item]:
+def _items(
+    split: SplitFiles, per_image: int | None, policy: str, pictures: PictureFolder | None, report: Report
+) -> Iterator[Item]:
+    advice = (
+        f"--captions-per-image {per_image} does not fit this array: leave it out, so that runs of equal rows count."
+        if per_image
+        else f"correct {split.name}_ids.txt, which has them under one id."
+        if split.by_ids
+        else f"put the image of each caption into {split.name}_ids.txt, a line a caption."
+    )
+    apart = 0.0
     for id_, rows, span in zip(split.ids, split.rows, split.spans, strict=True):
         for path, array in split.arrays.items():
-            for row in rows[1:]:
-                if not _equal(array, rows[0], row):
-                    raise DataError(
-                        f'{path}: rows {rows[0]} and {row} should be copies of image "{id_}" but differ; '
-                        "give --captions-per-image, or correct the ids."
-                    )
+            apart = max(apart, copies.check_copies(array, rows, f'{path}, image "{id_}"', advice))
         features = common.features_at(split.arrays, rows[0], policy, report, id_)
         if features is None:
             continue
@@ -208,3 +204,5 @@ def _items(split: SplitFiles, policy: str, pictures: PictureFolder | None, repor
         if pictures is not None:
             picture, size = pictures.find([[id_]], report, id_)
         yield Item(id_, captions, features, boxes, size, picture)
+    if apart:
+        report.say(f"{split.name}: copies of one image differ by {apart:.0e} of their size at most; the first is kept")

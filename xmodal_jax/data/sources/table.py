@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xmodal_jax.data.records import Item
-from xmodal_jax.data.sources import common
+from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.matching import Index
 from xmodal_jax.errors import DataError, UsageError
@@ -62,7 +62,7 @@ def plan(args: argparse.Namespace) -> Plan:
     def read(report: Report) -> Splits:
         images = read_table(path, args, report)
         arrays = {Path(features): common.load_array(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, list(images), report)
+        rows = _match_rows(arrays, args.ids, images, report)
         pictures = PictureFolder(args.images, [[[image]] for image in images], report) if args.images else None
         splits = {name: [] for name in common.order_splits(row.split for row in images.values())}
         for image, row in images.items():
@@ -167,23 +167,24 @@ def draw_split(image: str, dev: float, test: float) -> str:
     return "test" if draw < test else "dev" if draw < test + dev else "train"
 
 
-def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, images: list[str], report: Report) -> dict[str, int]:
-    """The feature row of each image: by the ids file, or in order of first appearance."""
+def _match_rows(
+    arrays: dict[Path, np.ndarray], ids: str | None, images: dict[str, Row], report: Report
+) -> dict[str, int]:
+    """The feature row of each image: by the ids file, or in the order of the table."""
     if not arrays:
         return {}
     path, array = next(iter(arrays.items()))
     if not ids:
-        if len(images) != len(array):
-            raise DataError(
-                f"{path}: {len(array):,} rows for {len(images):,} images; give --ids FILE with the image of each row."
-            )
-        report.say(f"{path.name}: its rows are taken in the order in which images first appear (--ids FILE names them)")
-        return {image: row for row, image in enumerate(images)}
-    names = common.read_ids(Path(ids), len(array), str(path))
+        report.say(f"{path.name}: its rows are taken in the order of the table (--ids FILE names them)")
+        number = {line: row for row, line in enumerate(sorted(line for row in images.values() for line in row.lines))}
+        captions = [(image, [number[line] for line in row.lines]) for image, row in images.items()]
+        return dict(zip(images, copies.rows_in_order(array, captions, str(path), "the table"), strict=True))
+    row_by_name = copies.read_ids(Path(ids), array, str(path))
+    names, order = list(row_by_name), list(row_by_name.values())
     found, how = Index(names, ids).match([[[image]] for image in images])
-    rows = {image: row for image, row in zip(images, found, strict=True) if row is not None}
+    rows = {image: order[place] for image, place in zip(images, found, strict=True) if place is not None}
     if not rows:
-        raise DataError(f'{ids}: its names ("{names[0]}" ...) fit no image; the first is "{images[0]}".')
+        raise DataError(f'{ids}: its names ("{names[0]}" ...) fit no image; the first is "{next(iter(images))}".')
     report.say(how)
     if len(rows) < len(names):
         report.counts[f"name in {Path(ids).name} that belongs to no image"] = len(names) - len(rows)
