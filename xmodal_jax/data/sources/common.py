@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
-
-from xmodal_jax.data.records import DTYPES, Item, finite
+from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.errors import DataError, UsageError, require
 
@@ -122,80 +119,6 @@ def keep_captions(
         place = f", line {lines[0]}" if lines else ""
         raise DataError(f'{file}{place}: image "{image}" has no caption that is not empty.')
     return kept
-
-
-# Arrays
-
-
-def load_array(path: Path) -> np.ndarray:
-    """A memory-mapped .npy of 2 or 3 axes, images first; DataError where it is missing, cut short or not numbers."""
-    existing(path, "features")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # NumPy parses the header as Python, and raises what that raises
-        raise DataError(
-            f"{path}: not a whole .npy array of numbers, but cut short, damaged or full of Python objects; "
-            "save it again with numpy.save."
-        ) from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
-        shape = list(array.shape) if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path}: wanted [images, F] or [images, R, F], found {shape}.")
-    surplus = path.stat().st_size - getattr(array, "offset", 0) - array.nbytes
-    if surplus:
-        raise DataError(f"{path}: {surplus:,} bytes more than its header tells of; the file is damaged.")
-    if array.dtype == np.dtype("V2"):  # NumPy forgets the name of bfloat16 when saving
-        array = array.view(ml_dtypes.bfloat16)
-    if array.dtype.name not in (*DTYPES, "float64"):
-        raise DataError(f"{path}: wanted {', '.join(DTYPES)} or float64 (stored as float32), found {array.dtype}.")
-    return array
-
-
-def row_of(array: np.ndarray, row: int) -> np.ndarray:
-    """One image's features in memory: native byte order, float64 as float32."""
-    name = array.dtype.name if array.dtype.name in DTYPES else "float32"
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
-        return np.array(array[row], dtype=DTYPES[name], order="C")
-
-
-def feature_name(array: np.ndarray) -> str:
-    return "region" if array.ndim == 3 else "global"
-
-
-def refuse_nonfinite(path: Path, array: np.ndarray, row: int) -> None:
-    """Raise the DataError for image ``row``; counts how many more there are, which only a failed import pays for."""
-    image = row_of(array, row)
-    bad = sum(not finite(region) for region in image) if image.ndim == 2 else 0
-    detail = f"{bad} non-finite region{'s' * (bad != 1)}" if bad else "non-finite features"
-    more = sum(not finite(row_of(array, other)) for other in range(row + 1, len(array)))
-    raise DataError(
-        f"{path}: image {row} has {detail} (and {more:,} more images). "
-        "Repair the file or give --on-nonfinite drop-image."
-    )
-
-
-def features_at(
-    arrays: Mapping[Path, np.ndarray], row: int, policy: str, report: Report, image: str
-) -> dict[str, np.ndarray] | None:
-    """The features of image ``row`` by name, None if they are not finite and the policy drops such images."""
-    features = {}
-    for path, array in arrays.items():
-        features[feature_name(array)] = value = row_of(array, row)
-        if not finite(value):
-            if policy != "drop-image":
-                refuse_nonfinite(path, array, row)
-            report.add("image with non-finite features", image=image, file=path.name, row=row)
-            return None
-    return features
-
-
-def scale_boxes(boxes: np.ndarray, height: float = 1, width: float = 1) -> np.ndarray:
-    """[R, 4] x1 y1 x2 y2 in pixels, or in 0..1 -> float32 in 0..1; ValueError where that is not what they are."""
-    scaled = boxes.astype(np.float32) / np.array([width, height, width, height], np.float32)
-    if not np.isfinite(scaled).all() or scaled.min(initial=0) < -0.02 or scaled.max(initial=0) > 1.02:
-        raise ValueError("boxes outside the image")
-    if (scaled[:, 2:] < scaled[:, :2]).any():
-        raise ValueError("boxes that are not x1, y1, x2, y2")
-    return scaled.clip(0, 1)  # detectors and float16 overshoot by a little
 
 
 # Pictures

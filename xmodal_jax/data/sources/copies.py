@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from xmodal_jax.data.sources.common import Report, read_lines
+from xmodal_jax.data.sources.features import Array
 from xmodal_jax.errors import DataError
 
 Rows = Iterable[tuple[str, Sequence[int]]]  # each image with its rows
@@ -22,7 +23,7 @@ APART = 2e-2  # different pictures differ by more; between the two nobody can te
 PROBE = 4096  # numbers of a row that are compared to find runs; copies are compared whole when they are stored
 
 
-def difference(array: np.ndarray, row: int, other: int, numbers: int | None = None) -> float:
+def difference(array: Array, row: int, other: int, numbers: int | None = None) -> float:
     """Root mean square of the difference of two rows, as a share of that of the rows; of their first ``numbers``."""
     one, two = (np.asarray(array[index]).reshape(-1)[:numbers] for index in (row, other))
     if one.shape != two.shape:
@@ -35,7 +36,7 @@ def difference(array: np.ndarray, row: int, other: int, numbers: int | None = No
     return float(apart / size) if np.isfinite(apart) and size else 0.0 if apart == 0 else np.inf
 
 
-def captions_an_image(array: np.ndarray, where: str, report: Report) -> list[int]:
+def captions_an_image(array: Array, where: str, report: Report) -> list[int]:
     """How many rows each image has in an array with a row a caption, by runs of copies; DataError where it is unclear.
 
     Runs of one length throughout, or of a few lengths ("5 to 7 captions a picture"), are pictures; a few runs of twice
@@ -73,7 +74,7 @@ def captions_an_image(array: np.ndarray, where: str, report: Report) -> list[int
     return lengths
 
 
-def _runs(array: np.ndarray, where: str) -> list[int]:
+def _runs(array: Array, where: str) -> list[int]:
     """Lengths of the runs of neighbouring rows that are alike."""
     numbers = []
     run = 0
@@ -89,7 +90,7 @@ def _runs(array: np.ndarray, where: str) -> list[int]:
     return [len(list(rows)) for _, rows in groupby(numbers)]
 
 
-def check_copies(array: np.ndarray, rows: Sequence[int], what: str, advice: str) -> float:
+def check_copies(array: Array, rows: Sequence[int], what: str, advice: str) -> float:
     """The largest difference between the first of ``rows`` and the others; DataError where one is no copy of it."""
     apart = 0.0
     for row in rows[1:]:
@@ -99,14 +100,14 @@ def check_copies(array: np.ndarray, rows: Sequence[int], what: str, advice: str)
     return apart
 
 
-def first_rows(array: np.ndarray, groups: Rows, what: str, advice: str) -> Iterator[int]:
+def first_rows(array: Array, groups: Rows, what: str, advice: str) -> Iterator[int]:
     """The first row of each image, given with all its rows, which must be copies of each other."""
     for image, rows in groups:
         check_copies(array, rows, f'{what}, image "{image}"', advice)
         yield rows[0]
 
 
-def read_ids(path: Path, array: np.ndarray, features: str) -> dict[str, int]:
+def read_ids(path: Path, array: Array, features: str) -> dict[str, int]:
     """The row of each name in an ids file with one line a row; a name that is there again must have the same row."""
     names = [line.strip() for line in read_lines(path)]
     if len(names) != len(array):
@@ -118,7 +119,7 @@ def read_ids(path: Path, array: np.ndarray, features: str) -> dict[str, int]:
     return dict(zip(rows, first_rows(array, rows.items(), features, advice), strict=True))
 
 
-def rows_in_order(array: np.ndarray, images: Rows, features: str, order: str) -> list[int]:
+def rows_in_order(array: Array, images: Rows, features: str, order: str) -> list[int]:
     """The row of each image without names: a row an image, or a row a caption; ``images`` with their captions.
 
     Raises:

@@ -16,11 +16,12 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources.features import Features, Values, load_array, values_at
 from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.data.sources.matlab import load_matrix
 from xmodal_jax.errors import DataError, UsageError
 
-OPTIONS = ("features", "ids", "images", "match", "restval_to_train", "on_nonfinite")
+OPTIONS = ("features", "feature_dtype", "ids", "images", "match", "restval_to_train", "on_nonfinite")
 
 
 class Entry(NamedTuple):
@@ -94,8 +95,8 @@ def plan(args: argparse.Namespace) -> Plan:
 
     def read(report: Report) -> Splits:
         entries = read_entries(path, args.restval_to_train)
-        arrays = {Path(features): load_features(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, entries, args.match, report)
+        stored = load_features(Path(features), args.feature_dtype) if features else None
+        rows = _match_rows(stored, args.ids, entries, args.match, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         report.read["images"] = len(entries)
         report.read["captions"] = sum(len(entry.captions) for entry in entries)
@@ -103,25 +104,25 @@ def plan(args: argparse.Namespace) -> Plan:
         for entry, row in zip(entries, rows, strict=True):
             splits[entry.split].append((entry, row))
         items = {
-            name: _items(pairs, arrays, path, args.on_nonfinite, pictures, report) for name, pairs in splits.items()
+            name: _items(pairs, stored, path, args.on_nonfinite, pictures, report) for name, pairs in splits.items()
         }
         return dict(items), {name: len(pairs) for name, pairs in splits.items()}
 
     return Plan(args.name or path.stem.removeprefix("dataset_"), source, read)
 
 
-def load_features(path: Path) -> np.ndarray:
+def load_features(path: Path, dtype: str | None) -> Features:
     """[N, F] or [N, R, F] from .npy, or the [F, N] matrix `feats` of a .mat file turned round."""
-    return load_matrix(path, "feats") if path.suffix == ".mat" else common.load_array(path)
+    return Features(path, load_matrix(path, "feats") if path.suffix == ".mat" else load_array(path, dtype))
 
 
 def _match_rows(
-    arrays: dict[Path, np.ndarray], ids: str | None, entries: list[Entry], kind: str | None, report: Report
+    features: Features | None, ids: str | None, entries: list[Entry], kind: str | None, report: Report
 ) -> list[int | None]:
     """The feature row of each image: by the ids file, or in the order of the JSON file."""
-    if not arrays:
+    if features is None:
         return [None] * len(entries)
-    path, array = next(iter(arrays.items()))
+    path, array = features.path, features.array
     if not ids:
         report.say(f"{path.name}: its rows are taken in the order of the JSON file (--ids FILE names them)")
         ends = np.cumsum([len(entry.captions) for entry in entries]).tolist()
@@ -159,23 +160,23 @@ def _fitting(index: Index, entries: list[Entry], kind: str) -> bool:
 
 def _items(
     pairs: list[tuple[Entry, int | None]],
-    arrays: dict[Path, np.ndarray],
+    stored: Features | None,
     path: Path,
     policy: str,
     pictures: PictureFolder | None,
     report: Report,
 ) -> Iterator[Item]:
     for entry, row in pairs:
-        features = {}
-        if arrays:
+        values = Values({}, None, (0, 0))
+        if stored:
             if row is None:
                 report.add("image without features", image=entry.id)
                 continue
-            features = common.features_at(arrays, row, policy, report, entry.id)
-            if features is None:
+            values = values_at([stored], row, policy, report, entry.id)
+            if values is None:
                 continue
         picture, size = pictures.find([entry.files], report, entry.id) if pictures else (None, (0, 0))
-        if not arrays and picture is None:
+        if not stored and picture is None:
             continue
         captions = common.keep_captions(entry.captions, report, entry.id, path.name)
-        yield Item(entry.id, captions, features, None, size, picture)
+        yield Item(entry.id, captions, values.features, values.boxes, size if picture else values.size, picture)

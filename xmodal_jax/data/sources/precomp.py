@@ -16,17 +16,17 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources.features import Array, Features, load_array, load_counts, values_at
 from xmodal_jax.errors import DataError
 
-OPTIONS = ("features", "images", "captions_per_image", "on_nonfinite")
+OPTIONS = ("features", "images", "captions_per_image", "feature_dtype", "on_nonfinite")
 
 
 class SplitFiles(NamedTuple):
-    """One split: the arrays by their files, and which row and which captions are each image's."""
+    """One split: its features, and which row and which captions are each image's."""
 
     name: str
-    arrays: dict[Path, np.ndarray]
-    boxes: np.ndarray | None
+    features: list[Features]
     captions: list[str]
     ids: list[str]
     by_ids: bool  # whether its ids say which captions belong together
@@ -50,16 +50,17 @@ def plan(args: argparse.Namespace) -> Plan:
             split = path.name.removesuffix(f"_{kind}.npy")
             if split not in names:
                 raise DataError(f"{path} has no {split}_caps.txt beside it; add its captions or move it away.")
-    endings = ["caps.txt", "ids.txt", "boxes.npy", *(f"{kind}.npy" for kind in arrays)]
+    endings = ["caps.txt", "ids.txt", "boxes.npy", "num_boxes.npy", *(f"{kind}.npy" for kind in arrays)]
     files = [folder / f"{name}_{ending}" for name in names for ending in endings]
     source = common.describe_source(args, (path for path in files if path.is_file()), OPTIONS)
 
     def read(report: Report) -> Splits:
-        splits = [_open_split(folder, name, arrays, args.captions_per_image, report) for name in names]
-        with_boxes = {split.name for split in splits if split.boxes is not None}
-        if with_boxes and len(with_boxes) < len(splits):
-            lacking = next(name for name in names if name not in with_boxes)
-            raise DataError(f"{folder}: {lacking}_boxes.npy is missing, but other splits have theirs.")
+        splits = [_open_split(folder, name, arrays, args, report) for name in names]
+        for ending in ("boxes", "num_boxes"):
+            there = {name for name in names if (folder / f"{name}_{ending}.npy").is_file()}
+            if there and len(there) < len(names):
+                lacking = next(name for name in names if name not in there)
+                raise DataError(f"{folder}: {lacking}_{ending}.npy is missing, but other splits have theirs.")
         ids = [[[id_]] for split in splits for id_ in split.ids]
         pictures = PictureFolder(args.images, ids, report) if args.images else None
         for split in splits:
@@ -72,17 +73,18 @@ def plan(args: argparse.Namespace) -> Plan:
     return Plan(args.name or folder.resolve().name, source, read)
 
 
-def _open_split(folder: Path, name: str, kinds: list[str], per_image: int | None, report: Report) -> SplitFiles:
-    arrays: dict[Path, np.ndarray] = {}
+def _open_split(folder: Path, name: str, kinds: list[str], args: argparse.Namespace, report: Report) -> SplitFiles:
+    features: list[Features] = []
     for kind in kinds:
         path = folder / f"{name}_{kind}.npy"
         if not path.is_file():
             there = sorted(other.stem.removeprefix(f"{name}_") for other in folder.glob(f"{name}_*.npy"))
             raise DataError(f"{path}: no such file; --features can be one or more of: {', '.join(there) or 'none'}.")
-        arrays[path] = common.load_array(path)
-    if len({array.ndim for array in arrays.values()}) < len(arrays):
+        array = load_array(path, args.feature_dtype)
+        features.append(_with_regions(folder, name, Features(path, array)))
+    if len({source.kind for source in features}) < len(features):
         raise DataError(f"{folder}: {', '.join(kinds)} hold the same kind of features; give one [N, R, F], one [N, F].")
-    counts = {path.name: len(array) for path, array in arrays.items()}
+    counts = {source.path.name: len(source.array) for source in features}
     if len(set(counts.values())) > 1:
         raise DataError(f"{folder}: {', '.join(f'{key} has {count:,} rows' for key, count in counts.items())}.")
     captions = common.read_lines(folder / f"{name}_caps.txt")
@@ -90,11 +92,10 @@ def _open_split(folder: Path, name: str, kinds: list[str], per_image: int | None
         raise DataError(f"{folder / name}_caps.txt: no caption in it.")
     ids_path = folder / f"{name}_ids.txt"
     ids = [line.strip() for line in common.read_lines(ids_path)] if ids_path.is_file() else None
-    rows, spans = _match(f"{folder / name}", next(iter(arrays.values())), len(captions), ids, per_image, report)
+    rows, spans = _match(f"{folder / name}", features[0].array, len(captions), ids, args.captions_per_image, report)
     return SplitFiles(
         name,
-        arrays,
-        _open_boxes(folder / f"{name}_boxes.npy", arrays),
+        features,
         captions,
         _image_ids(ids_path, ids, name, rows, spans, len(captions)),
         ids is not None and len(ids) == len(captions) and len(set(ids)) < len(ids),
@@ -103,18 +104,23 @@ def _open_split(folder: Path, name: str, kinds: list[str], per_image: int | None
     )
 
 
-def _open_boxes(path: Path, arrays: dict[Path, np.ndarray]) -> np.ndarray | None:
-    regions = next((array for array in arrays.values() if array.ndim == 3), None)
-    if regions is None or not path.is_file():
-        return None
-    boxes = common.load_array(path)
-    if boxes.shape != (*regions.shape[:2], 4):
-        raise DataError(f"{path}: wanted {[*regions.shape[:2], 4]} like the regions, found {list(boxes.shape)}.")
-    return boxes
+def _with_regions(folder: Path, name: str, features: Features) -> Features:
+    """The features with what stands beside them of their regions."""
+    if features.kind != "region":
+        return features
+    images, regions = features.array.shape[:2]
+    path = folder / f"{name}_boxes.npy"
+    if path.is_file():
+        boxes = load_array(path)
+        if boxes.shape != (images, regions, 4):
+            raise DataError(f"{path}: wanted {[images, regions, 4]} like the regions, found {list(boxes.shape)}.")
+        features = features._replace(boxes=boxes, boxes_path=path)
+    path = folder / f"{name}_num_boxes.npy"
+    return features._replace(counts=load_counts(path, images, regions)) if path.is_file() else features
 
 
 def _match(
-    where: str, array: np.ndarray, captions: int, ids: list[str] | None, per_image: int | None, report: Report
+    where: str, array: Array, captions: int, ids: list[str] | None, per_image: int | None, report: Report
 ) -> tuple[list[range], list[range]]:
     """Rows and captions of each image, by the first rule that fits.
 
@@ -184,25 +190,16 @@ def _items(
     )
     apart = 0.0
     for id_, rows, span in zip(split.ids, split.rows, split.spans, strict=True):
-        for path, array in split.arrays.items():
-            apart = max(apart, copies.check_copies(array, rows, f'{path}, image "{id_}"', advice))
-        features = common.features_at(split.arrays, rows[0], policy, report, id_)
-        if features is None:
+        for source in split.features:
+            apart = max(apart, copies.check_copies(source.array, rows, f'{source.path}, image "{id_}"', advice))
+        values = values_at(split.features, rows[0], policy, report, id_)
+        if values is None:
             continue
         lines = range(span.start + 1, span.stop + 1)
         captions = common.keep_captions(
             split.captions[span.start : span.stop], report, id_, f"{split.name}_caps.txt", lines
         )
-        boxes, picture, size = None, None, (0, 0)
-        if split.boxes is not None:
-            try:
-                boxes = common.scale_boxes(split.boxes[rows[0]])
-            except ValueError as error:
-                raise DataError(
-                    f"{split.name}_boxes.npy, image {rows[0]}: {error}; wanted x1, y1, x2, y2 in 0..1."
-                ) from None
-        if pictures is not None:
-            picture, size = pictures.find([[id_]], report, id_)
-        yield Item(id_, captions, features, boxes, size, picture)
+        picture, size = pictures.find([[id_]], report, id_) if pictures else (None, (0, 0))
+        yield Item(id_, captions, values.features, values.boxes, size, picture)
     if apart:
         report.say(f"{split.name}: copies of one image differ by {apart:.0e} of their size at most; the first is kept")

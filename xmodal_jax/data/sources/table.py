@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources.features import Features, Values, values_at
+from xmodal_jax.data.sources.karpathy import load_features
 from xmodal_jax.data.sources.matching import Index
 from xmodal_jax.errors import DataError, UsageError
 
 OPTIONS = (
     "features",
+    "feature_dtype",
     "ids",
     "images",
     "image_col",
@@ -61,14 +62,14 @@ def plan(args: argparse.Namespace) -> Plan:
 
     def read(report: Report) -> Splits:
         images = read_table(path, args, report)
-        arrays = {Path(features): common.load_array(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, images, report)
+        stored = load_features(Path(features), args.feature_dtype) if features else None
+        rows = _match_rows(stored, args.ids, images, report)
         pictures = PictureFolder(args.images, [[[image]] for image in images], report) if args.images else None
         splits = {name: [] for name in common.order_splits(row.split for row in images.values())}
         for image, row in images.items():
             splits[row.split].append((image, row))
         items = {
-            name: _items(pairs, rows, arrays, path, args.on_nonfinite, pictures, report)
+            name: _items(pairs, rows, stored, path, args.on_nonfinite, pictures, report)
             for name, pairs in splits.items()
         }
         return dict(items), {name: len(pairs) for name, pairs in splits.items()}
@@ -167,13 +168,11 @@ def draw_split(image: str, dev: float, test: float) -> str:
     return "test" if draw < test else "dev" if draw < test + dev else "train"
 
 
-def _match_rows(
-    arrays: dict[Path, np.ndarray], ids: str | None, images: dict[str, Row], report: Report
-) -> dict[str, int]:
+def _match_rows(features: Features | None, ids: str | None, images: dict[str, Row], report: Report) -> dict[str, int]:
     """The feature row of each image: by the ids file, or in the order of the table."""
-    if not arrays:
+    if features is None:
         return {}
-    path, array = next(iter(arrays.items()))
+    path, array = features.path, features.array
     if not ids:
         report.say(f"{path.name}: its rows are taken in the order of the table (--ids FILE names them)")
         number = {line: row for row, line in enumerate(sorted(line for row in images.values() for line in row.lines))}
@@ -194,25 +193,25 @@ def _match_rows(
 def _items(
     pairs: list[tuple[str, Row]],
     rows: dict[str, int],
-    arrays: dict[Path, np.ndarray],
+    stored: Features | None,
     path: Path,
     policy: str,
     pictures: PictureFolder | None,
     report: Report,
 ) -> Iterator[Item]:
     for image, row in pairs:
-        features = {}
-        if arrays:
+        values = Values({}, None, (0, 0))
+        if stored:
             if image not in rows:
                 report.add("image without features", image=image, line=row.lines[0])
                 continue
-            features = common.features_at(arrays, rows[image], policy, report, image)
-            if features is None:
+            values = values_at([stored], rows[image], policy, report, image)
+            if values is None:
                 continue
         picture, size = None, (0, 0)
         if pictures:
             picture, size = pictures.find([[image]], report, image, line=row.lines[0])
-        if not arrays and picture is None:
+        if not stored and picture is None:
             continue
         captions = common.keep_captions(row.captions, report, image, path.name, row.lines)
-        yield Item(image, captions, features, None, size, picture)
+        yield Item(image, captions, values.features, values.boxes, size if picture else values.size, picture)

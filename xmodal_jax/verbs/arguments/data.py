@@ -56,6 +56,11 @@ def add_import(kinds) -> None:
     )
     parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json")
     parser.add_argument("--captions-per-image", type=int, help="precomp: where it cannot be told from the files")
+    parser.add_argument(
+        "--feature-dtype",
+        choices=["float16", "bfloat16", "float32", "float64"],
+        help="what the bytes of the features are, where that is not what the file says or, in a TSV, float32",
+    )
     parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
     parser.add_argument("--restval-to-train", action="store_true", help="karpathy, butd: restval images train too")
     parser.add_argument("--image-col", help="csv: column of the image file names")
