@@ -10,6 +10,7 @@ from typing import Any
 from xmodal_jax.data.records import REPORT
 from xmodal_jax.data.sources import butd, karpathy, precomp, table
 from xmodal_jax.data.sources.common import Plan, Report
+from xmodal_jax.data.sources.splits import missing
 from xmodal_jax.data.writer import prepared, write
 
 IMPORTERS: dict[str, Callable[[argparse.Namespace], Plan]] = {
@@ -30,6 +31,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     report = Report()
     splits, totals = plan.read(report)
+    for sentence in missing(splits):
+        print(f"note: {sentence}.", flush=True)
     manifest = write(out, splits, name=plan.name, source=plan.source, totals=totals, report=report.entries)
     print(summary(out, manifest, report, list(splits)))
     return 0

@@ -13,6 +13,7 @@ from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, karpathy
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.karpathy import Entry
+from xmodal_jax.data.sources.splits import order_splits
 from xmodal_jax.data.sources.tsv import Broken, Place, RowReader
 from xmodal_jax.errors import DataError, UsageError
 
@@ -34,14 +35,14 @@ def plan(args: argparse.Namespace) -> Plan:
     described = common.describe_source(args, [*paths, json_path], OPTIONS)
 
     def read(report: Report) -> Splits:
-        entries = karpathy.read_entries(json_path, args.restval_to_train)
+        entries = karpathy.read_entries(json_path, args.restval_to_train, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         reader = RowReader(args.dtype, args.feature_dtype, args.max_broken, report)
         places = reader.index(paths)
         names = list(places)
         matches = karpathy.match_entries(names, entries, args.match, str(source), report)
         splits: dict[str, list[tuple[Entry, list[Place]]]] = {}
-        for name in common.order_splits(entry.split for entry in entries):
+        for name in order_splits(entry.split for entry in entries):
             splits[name] = []
         for entry, match in zip(entries, matches, strict=True):
             if match is None:

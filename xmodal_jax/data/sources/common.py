@@ -13,8 +13,6 @@ from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.errors import DataError, UsageError, require
 
 Splits = tuple[dict[str, Iterable[Item]], dict[str, int]]  # images of each split, and how many about
-SPLIT_ORDER = ("train", "dev", "test")
-VALIDATION = {"val", "valid", "validation"}  # other words for dev
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
@@ -72,15 +70,6 @@ def single(values: Sequence[str] | None, option: str) -> str | None:
     if values and len(values) > 1:
         raise UsageError(f"This importer takes one {option}, not {len(values)}.")
     return values[0] if values else None
-
-
-def split_name(name: str) -> str:
-    return "dev" if name.lower() in VALIDATION else name
-
-
-def order_splits(names: Iterable[str]) -> list[str]:
-    """train, dev, test, then the others by name."""
-    return sorted(set(names), key=lambda name: ((*SPLIT_ORDER, name).index(name), name))
 
 
 def read_text(path: Path) -> str:

@@ -19,6 +19,7 @@ from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.features import Features, Values, load_array, values_at
 from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.data.sources.matlab import load_matrix
+from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
 from xmodal_jax.errors import DataError, UsageError
 
 OPTIONS = ("features", "feature_dtype", "ids", "images", "match", "restval_to_train", "on_nonfinite")
@@ -49,7 +50,7 @@ class Entry(NamedTuple):
         return [self.files, [self.keys["cocoid"]]] if "cocoid" in self.keys else [self.files]
 
 
-def read_entries(path: Path, restval_to_train: bool) -> list[Entry]:
+def read_entries(path: Path, restval_to_train: bool, report: Report) -> list[Entry]:
     """The images of a `dataset_*.json` in its order; DataError names the first that is not as it should be."""
     try:
         content = json.loads(common.read_text(common.existing(path, "Karpathy's JSON")))
@@ -58,10 +59,13 @@ def read_entries(path: Path, restval_to_train: bool) -> list[Entry]:
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not images:
         raise DataError(f'{path}: no list "images"; is this one of the dataset_*.json files?')
-    return [_read_entry(image, f"{path}: images[{index}]", restval_to_train) for index, image in enumerate(images)]
+    entries = [_read_entry(image, f"{path}: images[{index}]") for index, image in enumerate(images)]
+    names = {entry.split: split_name(entry.split, restval_to_train) for entry in entries}
+    say_splits(names, report)
+    return [entry._replace(split=names[entry.split]) for entry in entries]
 
 
-def _read_entry(image: Any, where: str, restval_to_train: bool) -> Entry:
+def _read_entry(image: Any, where: str) -> Entry:
     if not isinstance(image, dict):
         raise DataError(f"{where} is not an object.")
     for key, kind in (("filename", str), ("split", str), ("sentences", list)):
@@ -79,9 +83,7 @@ def _read_entry(image: Any, where: str, restval_to_train: bool) -> Entry:
     keys["filename"] = filename
     if isinstance(image.get("filepath"), str):
         keys["path"] = f"{image['filepath']}/{filename}"
-    split = common.split_name(image["split"])
-    split = "train" if restval_to_train and split == "restval" else split
-    return Entry(keys.get("cocoid", filename), split, captions, keys)
+    return Entry(keys.get("cocoid", filename), image["split"], captions, keys)
 
 
 def plan(args: argparse.Namespace) -> Plan:
@@ -94,13 +96,13 @@ def plan(args: argparse.Namespace) -> Plan:
     source = common.describe_source(args, files, OPTIONS)
 
     def read(report: Report) -> Splits:
-        entries = read_entries(path, args.restval_to_train)
+        entries = read_entries(path, args.restval_to_train, report)
         stored = load_features(Path(features), args.feature_dtype) if features else None
         rows = _match_rows(stored, args.ids, entries, args.match, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         report.read["images"] = len(entries)
         report.read["captions"] = sum(len(entry.captions) for entry in entries)
-        splits = {name: [] for name in common.order_splits(entry.split for entry in entries)}
+        splits = {name: [] for name in order_splits(entry.split for entry in entries)}
         for entry, row in zip(entries, rows, strict=True):
             splits[entry.split].append((entry, row))
         items = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,10 @@ from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.features import Array, Features, load_array, load_counts, values_at
+from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
 from xmodal_jax.errors import DataError
 
-OPTIONS = ("features", "images", "captions_per_image", "feature_dtype", "on_nonfinite")
+OPTIONS = ("features", "images", "captions_per_image", "feature_dtype", "restval_to_train", "on_nonfinite")
 
 
 class SplitFiles(NamedTuple):
@@ -39,11 +40,12 @@ def plan(args: argparse.Namespace) -> Plan:
     folder = Path(args.source)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder.")
-    names = common.order_splits(path.name.removesuffix("_caps.txt") for path in folder.glob("*_caps.txt"))
+    names = order_splits(path.name.removesuffix("_caps.txt") for path in folder.glob("*_caps.txt"))
     if not names:
         inner = next(folder.glob("*/*_caps.txt"), None)
         hint = f" {inner.parent} has some: give that folder." if inner else ""
         raise DataError(f"{folder}: no *_caps.txt, so this is no precomp folder.{hint}")
+    split_of = _split_names(folder, names, args.restval_to_train)
     arrays = [part for value in args.features or ["ims"] for part in value.split(",") if part]
     for kind in arrays:
         for path in sorted(folder.glob(f"*_{kind}.npy")):
@@ -55,6 +57,7 @@ def plan(args: argparse.Namespace) -> Plan:
     source = common.describe_source(args, (path for path in files if path.is_file()), OPTIONS)
 
     def read(report: Report) -> Splits:
+        say_splits(split_of, report)
         splits = [_open_split(folder, name, arrays, args, report) for name in names]
         for ending in ("boxes", "num_boxes"):
             there = {name for name in names if (folder / f"{name}_{ending}.npy").is_file()}
@@ -67,10 +70,27 @@ def plan(args: argparse.Namespace) -> Plan:
             report.read["images"] += len(split.ids)
             report.read["captions"] += len(split.captions)
         options = args.captions_per_image, args.on_nonfinite, pictures, report
-        items = {split.name: _items(split, *options) for split in splits}
-        return dict(items), {split.name: len(split.ids) for split in splits}
+        merged: dict[str, list[SplitFiles]] = {name: [] for name in order_splits(split_of.values())}
+        for split in splits:
+            merged[split_of[split.name]].append(split)
+        items = {
+            name: chain.from_iterable(_items(split, *options) for split in group) for name, group in merged.items()
+        }
+        return dict(items), {name: sum(len(split.ids) for split in group) for name, group in merged.items()}
 
     return Plan(args.name or folder.resolve().name, source, read)
+
+
+def _split_names(folder: Path, names: list[str], restval_to_train: bool) -> dict[str, str]:
+    """The split of each name that files begin with; DataError where two mean one split, but for restval."""
+    split_of = {name: split_name(name, restval_to_train) for name in names}
+    first: dict[str, str] = {}
+    for name, split in split_of.items():
+        if split_name(name) != "restval" and first.setdefault(split, name) != name:
+            raise DataError(
+                f'{folder}: "{first[split]}" and "{name}" both mean the split "{split}"; move the files of one away.'
+            )
+    return split_of
 
 
 def _open_split(folder: Path, name: str, kinds: list[str], args: argparse.Namespace, report: Report) -> SplitFiles:

@@ -17,6 +17,7 @@ from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.features import Features, Values, values_at
 from xmodal_jax.data.sources.karpathy import load_features
 from xmodal_jax.data.sources.matching import Index
+from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
 from xmodal_jax.errors import DataError, UsageError
 
 OPTIONS = (
@@ -30,6 +31,7 @@ OPTIONS = (
     "delimiter",
     "dev",
     "test",
+    "restval_to_train",
     "on_nonfinite",
 )
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
@@ -65,9 +67,11 @@ def plan(args: argparse.Namespace) -> Plan:
         stored = load_features(Path(features), args.feature_dtype) if features else None
         rows = _match_rows(stored, args.ids, images, report)
         pictures = PictureFolder(args.images, [[[image]] for image in images], report) if args.images else None
-        splits = {name: [] for name in common.order_splits(row.split for row in images.values())}
+        names = {row.split: split_name(row.split, args.restval_to_train) for row in images.values()}
+        say_splits(names, report)
+        splits = {name: [] for name in order_splits(names.values())}
         for image, row in images.items():
-            splits[row.split].append((image, row))
+            splits[names[row.split]].append((image, row))
         items = {
             name: _items(pairs, rows, stored, path, args.on_nonfinite, pictures, report)
             for name, pairs in splits.items()
@@ -130,11 +134,13 @@ def _add_row(
     if not image:
         raise DataError(f"{where}: the image column is empty.")
     if "split" in columns:
-        split = common.split_name(fields[columns["split"]].strip())
+        split = fields[columns["split"]].strip()
+        if not split:
+            raise DataError(f"{where}: the split column is empty.")
     else:
         split = draw_split(image, args.dev, args.test)
     row = images.setdefault(image, Row(split, [], []))
-    if row.split != split:
+    if split_name(row.split) != split_name(split):
         raise DataError(f'{where}: image "{image}" is in split "{split}" here and in "{row.split}" before.')
     row.captions.append(fields[columns["caption"]].strip())
     row.lines.append(line)

@@ -62,7 +62,7 @@ def add_import(kinds) -> None:
         help="what the bytes of the features are, where that is not what the file says or, in a TSV, float32",
     )
     parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
-    parser.add_argument("--restval-to-train", action="store_true", help="karpathy, butd: restval images train too")
+    parser.add_argument("--restval-to-train", action="store_true", help="restval images train too")
     parser.add_argument("--image-col", help="csv: column of the image file names")
     parser.add_argument("--caption-col", help="csv: column of the captions")
     parser.add_argument("--split-col", help="csv: column of the splits")
