@@ -56,6 +56,7 @@ def test_copies_with_noise_and_a_number_of_captions(tmp_path):
     ("counts", "message"),
     [
         ([1, 1, 2, 1, 1], "1 runs of 2 to 2 equal .* but 4 rows stand alone; give .*_ids.txt .*--captions-per-image 1"),
+        ([4], "all 4 rows are equal.*; give"),
         ([2, 4, 2, 4, 6], "runs of 2 to 6 .*may be images of 2 captions that look the same"),
     ],
 )

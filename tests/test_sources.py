@@ -189,7 +189,7 @@ def damage_box_shape(folder):
         (damage_pickle, r"train_ims\.npy: not a whole \.npy array"),
         (damage_integers, r"train_ims\.npy: wanted float16.*found int64"),
         (damage_axes, r"train_ims\.npy: wanted \[images, F\] or \[images, R, F\]"),
-        (damage_captions, r"train_caps\.txt, line 3: byte 0xe9 is not UTF-8; convert"),
+        (damage_captions, r"train_caps\.txt, line 3: byte 0xe9 is not UTF-8; in cp1252 the line reads"),
         (damage_empty, r"train_caps\.txt: no caption"),
         (damage_ids, r"train_ids\.txt: 2 ids for 3 images with 6 captions"),
         (damage_boxes, r"train_boxes\.npy, image 0: boxes outside"),

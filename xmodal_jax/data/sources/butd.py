@@ -17,7 +17,7 @@ from xmodal_jax.data.sources.splits import order_splits
 from xmodal_jax.data.sources.tsv import Broken, Place, RowReader
 from xmodal_jax.errors import DataError, UsageError
 
-OPTIONS = ("captions", "dtype", "feature_dtype", "images", "match", "max_broken", "restval_to_train")
+OPTIONS = ("captions", "dtype", "feature_dtype", "images", "match", "encoding", "max_broken", "restval_to_train")
 
 
 def plan(args: argparse.Namespace) -> Plan:
@@ -35,7 +35,7 @@ def plan(args: argparse.Namespace) -> Plan:
     described = common.describe_source(args, [*paths, json_path], OPTIONS)
 
     def read(report: Report) -> Splits:
-        entries = karpathy.read_entries(json_path, args.restval_to_train, report)
+        entries = karpathy.read_entries(json_path, args, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         reader = RowReader(args.dtype, args.feature_dtype, args.max_broken, report)
         places = reader.index(paths)

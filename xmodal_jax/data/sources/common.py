@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources.matching import Index, Names
+from xmodal_jax.data.sources.text import looks_wrongly_decoded
 from xmodal_jax.errors import DataError, UsageError, require
 
 Splits = tuple[dict[str, Iterable[Item]], dict[str, int]]  # images of each split, and how many about
@@ -72,38 +73,21 @@ def single(values: Sequence[str] | None, option: str) -> str | None:
     return values[0] if values else None
 
 
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file; DataError names the line of the first byte that is not UTF-8."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file, for example: "
-            f"iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file. Only line feeds end one: captions may hold any of Unicode's other separators."""
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.rstrip("\r") for line in lines]
-
-
 def keep_captions(
     captions: Sequence[str], report: Report, image: str, file: str, lines: Sequence[int] | None = None
 ) -> list[str]:
     """The captions that are not empty, the others reported with their line; DataError if none is left."""
     kept = []
     for index, caption in enumerate(captions):
-        if caption.strip():
-            kept.append(caption)
-        else:
-            place = {"caption": index} if lines is None else {"line": lines[index]}
+        place = {"caption": index} if lines is None else {"line": lines[index]}
+        if not caption.strip():
             report.add("empty caption", image=image, file=file, **place)
+            continue
+        kept.append(caption)
+        if looks_wrongly_decoded(caption):
+            report.add("caption that looks like text read in a wrong encoding", image=image, file=file, **place)
+        elif caption.strip() in ("NaN", "nan"):
+            report.add('caption that reads "NaN", as pandas writes what is missing', image=image, file=file, **place)
     if not kept:
         place = f", line {lines[0]}" if lines else ""
         raise DataError(f'{file}{place}: image "{image}" has no caption that is not empty.')

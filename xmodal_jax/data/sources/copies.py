@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xmodal_jax.data.sources.common import Report, read_lines
+from xmodal_jax.data.sources.common import Report
 from xmodal_jax.data.sources.features import Array
+from xmodal_jax.data.sources.text import read_lines
 from xmodal_jax.errors import DataError
 
 Rows = Iterable[tuple[str, Sequence[int]]]  # each image with its rows
@@ -52,6 +53,8 @@ def captions_an_image(array: Array, where: str, report: Report) -> list[int]:
     if high == 1:
         report.say(f"{where}: a row a caption and no two neighbours alike, so each caption has an image of its own")
         return lengths
+    if len(lengths) == 1 and high > 1:
+        raise DataError(f"{where}: all {high:,} rows are equal, which may be one image or void features{advice}")
     if low == 1:
         alone = lengths.count(1)
         raise DataError(
@@ -107,9 +110,9 @@ def first_rows(array: Array, groups: Rows, what: str, advice: str) -> Iterator[i
         yield rows[0]
 
 
-def read_ids(path: Path, array: Array, features: str) -> dict[str, int]:
+def read_ids(path: Path, encoding: str | None, array: Array, features: str) -> dict[str, int]:
     """The row of each name in an ids file with one line a row; a name that is there again must have the same row."""
-    names = [line.strip() for line in read_lines(path)]
+    names = [line.strip() for line in read_lines(path, encoding)]
     if len(names) != len(array):
         raise DataError(f"{path}: {len(names):,} ids for the {len(array):,} rows of {features}.")
     rows: dict[str, list[int]] = {}

@@ -20,9 +20,10 @@ from xmodal_jax.data.sources.features import Features, Values, load_array, value
 from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.data.sources.matlab import load_matrix
 from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
+from xmodal_jax.data.sources.text import read_text
 from xmodal_jax.errors import DataError, UsageError
 
-OPTIONS = ("features", "feature_dtype", "ids", "images", "match", "restval_to_train", "on_nonfinite")
+OPTIONS = ("features", "feature_dtype", "ids", "images", "match", "encoding", "restval_to_train", "on_nonfinite")
 
 
 class Entry(NamedTuple):
@@ -50,17 +51,17 @@ class Entry(NamedTuple):
         return [self.files, [self.keys["cocoid"]]] if "cocoid" in self.keys else [self.files]
 
 
-def read_entries(path: Path, restval_to_train: bool, report: Report) -> list[Entry]:
+def read_entries(path: Path, args: argparse.Namespace, report: Report) -> list[Entry]:
     """The images of a `dataset_*.json` in its order; DataError names the first that is not as it should be."""
     try:
-        content = json.loads(common.read_text(common.existing(path, "Karpathy's JSON")))
+        content = json.loads(read_text(common.existing(path, "Karpathy's JSON"), args.encoding))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}).") from None
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not images:
         raise DataError(f'{path}: no list "images"; is this one of the dataset_*.json files?')
     entries = [_read_entry(image, f"{path}: images[{index}]") for index, image in enumerate(images)]
-    names = {entry.split: split_name(entry.split, restval_to_train) for entry in entries}
+    names = {entry.split: split_name(entry.split, args.restval_to_train) for entry in entries}
     say_splits(names, report)
     return [entry._replace(split=names[entry.split]) for entry in entries]
 
@@ -96,9 +97,9 @@ def plan(args: argparse.Namespace) -> Plan:
     source = common.describe_source(args, files, OPTIONS)
 
     def read(report: Report) -> Splits:
-        entries = read_entries(path, args.restval_to_train, report)
+        entries = read_entries(path, args, report)
         stored = load_features(Path(features), args.feature_dtype) if features else None
-        rows = _match_rows(stored, args.ids, entries, args.match, report)
+        rows = _match_rows(stored, args, entries, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         report.read["images"] = len(entries)
         report.read["captions"] = sum(len(entry.captions) for entry in entries)
@@ -119,19 +120,19 @@ def load_features(path: Path, dtype: str | None) -> Features:
 
 
 def _match_rows(
-    features: Features | None, ids: str | None, entries: list[Entry], kind: str | None, report: Report
+    features: Features | None, args: argparse.Namespace, entries: list[Entry], report: Report
 ) -> list[int | None]:
     """The feature row of each image: by the ids file, or in the order of the JSON file."""
     if features is None:
         return [None] * len(entries)
     path, array = features.path, features.array
-    if not ids:
+    if not args.ids:
         report.say(f"{path.name}: its rows are taken in the order of the JSON file (--ids FILE names them)")
         ends = np.cumsum([len(entry.captions) for entry in entries]).tolist()
         images = [(entry.id, range(end - len(entry.captions), end)) for entry, end in zip(entries, ends, strict=True)]
         return list(copies.rows_in_order(array, images, str(path), "the JSON file"))
-    rows = copies.read_ids(Path(ids), array, str(path))
-    places = match_entries(list(rows), entries, kind, str(ids), report)
+    rows = copies.read_ids(Path(args.ids), args.encoding, array, str(path))
+    places = match_entries(list(rows), entries, args.match, str(args.ids), report)
     order = list(rows.values())
     return [None if place is None else order[place] for place in places]
 

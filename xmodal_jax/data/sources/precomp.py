@@ -18,9 +18,10 @@ from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.features import Array, Features, load_array, load_counts, values_at
 from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
+from xmodal_jax.data.sources.text import read_lines
 from xmodal_jax.errors import DataError
 
-OPTIONS = ("features", "images", "captions_per_image", "feature_dtype", "restval_to_train", "on_nonfinite")
+OPTIONS = ("features", "images", "captions_per_image", "feature_dtype", "encoding", "restval_to_train", "on_nonfinite")
 
 
 class SplitFiles(NamedTuple):
@@ -107,11 +108,11 @@ def _open_split(folder: Path, name: str, kinds: list[str], args: argparse.Namesp
     counts = {source.path.name: len(source.array) for source in features}
     if len(set(counts.values())) > 1:
         raise DataError(f"{folder}: {', '.join(f'{key} has {count:,} rows' for key, count in counts.items())}.")
-    captions = common.read_lines(folder / f"{name}_caps.txt")
+    captions = read_lines(folder / f"{name}_caps.txt", args.encoding)
     if not captions:
         raise DataError(f"{folder / name}_caps.txt: no caption in it.")
     ids_path = folder / f"{name}_ids.txt"
-    ids = [line.strip() for line in common.read_lines(ids_path)] if ids_path.is_file() else None
+    ids = [line.strip() for line in read_lines(ids_path, args.encoding)] if ids_path.is_file() else None
     rows, spans = _match(f"{folder / name}", features[0].array, len(captions), ids, args.captions_per_image, report)
     return SplitFiles(
         name,

@@ -7,6 +7,7 @@ import csv
 import difflib
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from xmodal_jax.data.sources.features import Features, Values, values_at
 from xmodal_jax.data.sources.karpathy import load_features
 from xmodal_jax.data.sources.matching import Index
 from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
+from xmodal_jax.data.sources.text import read_text
 from xmodal_jax.errors import DataError, UsageError
 
 OPTIONS = (
@@ -29,6 +31,8 @@ OPTIONS = (
     "caption_col",
     "split_col",
     "delimiter",
+    "quoting",
+    "encoding",
     "dev",
     "test",
     "restval_to_train",
@@ -65,7 +69,7 @@ def plan(args: argparse.Namespace) -> Plan:
     def read(report: Report) -> Splits:
         images = read_table(path, args, report)
         stored = load_features(Path(features), args.feature_dtype) if features else None
-        rows = _match_rows(stored, args.ids, images, report)
+        rows = _match_rows(stored, args, images, report)
         pictures = PictureFolder(args.images, [[[image]] for image in images], report) if args.images else None
         names = {row.split: split_name(row.split, args.restval_to_train) for row in images.values()}
         say_splits(names, report)
@@ -83,14 +87,24 @@ def plan(args: argparse.Namespace) -> Plan:
 
 def read_table(path: Path, args: argparse.Namespace, report: Report) -> dict[str, Row]:
     """The images of the table by their value in the image column, in order of first appearance."""
-    text = common.read_text(path)
-    header_line = text.partition("\n")[0].rstrip("\r")
+    text = read_text(path, args.encoding)
+    separator = re.match(r"sep=(.)\r?\n", text)  # how Excel is told
+    text = text[separator.end() :] if separator else text
+    skipped = 1 if separator else 0
+    header_line = re.split("[\r\n]", text, maxsplit=1)[0]
     wanted = {"image": args.image_col or "image", "caption": args.caption_col or "caption"}
     if args.split_col:
         wanted["split"] = args.split_col
-    delimiter = _delimiter(header_line, args.delimiter)
+    delimiter = _delimiter(header_line, args.delimiter or (separator and separator[1]))
     csv.field_size_limit(LONGEST)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    quoted = args.quoting != "none"
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        strict=quoted,
+        skipinitialspace=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     images: dict[str, Row] = {}
     line = 1
     try:
@@ -100,20 +114,36 @@ def read_table(path: Path, args: argparse.Namespace, report: Report) -> dict[str
             columns["split"] = header.index("split")
         if "split" in columns and (args.dev or args.test):
             raise UsageError(f"{path} has a split column; --dev and --test are for tables without one.")
-        line = reader.line_num + 1
+        line = reader.line_num + 1 + skipped
         for fields in reader:
             if fields:  # the csv module gives an empty list for a blank line
                 _add_row(images, fields, header, columns, args, f"{path}, line {line}", line)
                 report.read["rows"] += 1
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + skipped
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {line}: {error}; a quoted field ends with a quote, and one inside is doubled."
+            f"{path}, line {line}: {error}; a quoted field ends with a quote, and one inside is doubled; if quotes are "
+            "plain characters in this file, give --quoting none."
         ) from None
     if not images:
         raise DataError(f"{path}: a header but no rows.")
+    images = _without_numbers(images, report)
     report.read["images"] = len(images)
     return images
+
+
+def _without_numbers(images: dict[str, Row], report: Report) -> dict[str, Row]:
+    """Flickr's ``picture.jpg#0``, ``picture.jpg#1`` ... are captions of one picture, if all images are called so."""
+    if not all(re.search(r".#\d+$", image) for image in images):
+        return images
+    report.say('image names end in "#" and a number: taken as the captions of one picture, which is called without it')
+    merged: dict[str, Row] = {}
+    for image, row in images.items():
+        name = image.rpartition("#")[0]
+        first = merged.setdefault(name, Row(row.split, [], []))
+        first.captions.extend(row.captions)
+        first.lines.extend(row.lines)
+    return merged
 
 
 def _add_row(
@@ -138,7 +168,7 @@ def _add_row(
         if not split:
             raise DataError(f"{where}: the split column is empty.")
     else:
-        split = draw_split(image, args.dev, args.test)
+        split = draw_split(re.sub(r"(?<=.)#\d+$", "", image), args.dev, args.test)
     row = images.setdefault(image, Row(split, [], []))
     if split_name(row.split) != split_name(split):
         raise DataError(f'{where}: image "{image}" is in split "{split}" here and in "{row.split}" before.')
@@ -174,17 +204,20 @@ def draw_split(image: str, dev: float, test: float) -> str:
     return "test" if draw < test else "dev" if draw < test + dev else "train"
 
 
-def _match_rows(features: Features | None, ids: str | None, images: dict[str, Row], report: Report) -> dict[str, int]:
+def _match_rows(
+    features: Features | None, args: argparse.Namespace, images: dict[str, Row], report: Report
+) -> dict[str, int]:
     """The feature row of each image: by the ids file, or in the order of the table."""
     if features is None:
         return {}
     path, array = features.path, features.array
+    ids = args.ids
     if not ids:
         report.say(f"{path.name}: its rows are taken in the order of the table (--ids FILE names them)")
         number = {line: row for row, line in enumerate(sorted(line for row in images.values() for line in row.lines))}
         captions = [(image, [number[line] for line in row.lines]) for image, row in images.items()]
         return dict(zip(images, copies.rows_in_order(array, captions, str(path), "the table"), strict=True))
-    row_by_name = copies.read_ids(Path(ids), array, str(path))
+    row_by_name = copies.read_ids(Path(ids), args.encoding, array, str(path))
     names, order = list(row_by_name), list(row_by_name.values())
     found, how = Index(names, ids).match([[[image]] for image in images])
     rows = {image: order[place] for image, place in zip(images, found, strict=True) if place is not None}

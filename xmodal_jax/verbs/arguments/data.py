@@ -67,6 +67,8 @@ def add_import(kinds) -> None:
     parser.add_argument("--caption-col", help="csv: column of the captions")
     parser.add_argument("--split-col", help="csv: column of the splits")
     parser.add_argument("--delimiter", help="csv: column separator; found out by default")
+    parser.add_argument("--quoting", choices=["minimal", "none"], default="minimal", help="csv: none: quotes are text")
+    parser.add_argument("--encoding", help="of the text files, where they are neither UTF-8 nor have a byte order mark")
     parser.add_argument("--dev", type=float, default=0.0, help="csv without splits: share of dev images")
     parser.add_argument("--test", type=float, default=0.0, help="csv without splits: share of test images")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
