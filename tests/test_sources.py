@@ -186,7 +186,7 @@ def damage_box_shape(folder):
         (damage_cut, r"train_ims\.npy: not a whole \.npy array"),
         (damage_grown, r"train_ims\.npy: 4 bytes more"),
         (damage_header, r"train_ims\.npy: not a whole \.npy array"),
-        (damage_pickle, r"train_ims\.npy: not a whole \.npy array"),
+        (damage_pickle, r"train_ims\.npy: an array of Python objects"),
         (damage_integers, r"train_ims\.npy: wanted float16.*found int64"),
         (damage_axes, r"train_ims\.npy: wanted \[images, F\] or \[images, R, F\]"),
         (damage_captions, r"train_caps\.txt, line 3: byte 0xe9 is not UTF-8; in cp1252 the line reads"),
@@ -382,7 +382,7 @@ def test_karpathy_matlab_bad_input(tmp_path):
     for data, message in (
         (whole[:-20], "cut short"),
         (whole[:200] + bytes(50) + whole[250:], "damaged"),
-        (b"MATLAB 7.3 MAT-file" + whole[19:], "save its feats as .npy"),
+        (b"MATLAB 7.3 MAT-file" + whole[19:], "not a MATLAB 5 file"),
         (whole[:100], "not a MATLAB 5 file"),
     ):
         path.write_bytes(data)

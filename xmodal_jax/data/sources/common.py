@@ -45,13 +45,27 @@ class Plan(NamedTuple):
 
 def describe_source(args: argparse.Namespace, files: Iterable[Path], options: Sequence[str]) -> dict[str, Any]:
     """Kind, path, options and files (bytes, time of change) of an import: equal means there is nothing to do."""
-    stats = {path: path.stat() for path in files}
+    found = {path: _measure(path) for path in files}
     return {
         "importer": args.kind,
         "path": str(Path(args.source).resolve()),
         "options": {key: _text(getattr(args, key, None)) for key in options},
-        "files": {path.name: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
+        "files": {path.name: list(measure) for path, measure in found.items()},
     }
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change of a file, or of all files of a folder together."""
+    stats = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def given(features: str | None, ids: str | Path | None) -> list[Path]:
+    """The paths of options that are given; DataError where one is missing."""
+    paths = [existing(ids, "ids")] if ids else []
+    if features and not Path(features).exists():
+        raise DataError(f"{features}: no such file or folder (--features).")
+    return [Path(features), *paths] if features else paths
 
 
 def _text(value: Any) -> Any:

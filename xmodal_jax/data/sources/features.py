@@ -94,7 +94,7 @@ def numbers(array: np.ndarray, path: Path, dtype: str | None) -> np.ndarray:
 
 
 def load_counts(path: Path, images: int, regions: int) -> np.ndarray:
-    """[N] the number of real regions of each image, from a .npy of whole numbers."""
+    """[N] the number of real regions of each image, from a .npy of whole numbers; -1 ``regions`` are any."""
     try:
         counts = np.load(existing(path, "numbers of regions"), allow_pickle=False)
     except (ValueError, OSError, EOFError):
@@ -102,7 +102,7 @@ def load_counts(path: Path, images: int, regions: int) -> np.ndarray:
     if counts.size != images or counts.dtype.kind not in "iuf":
         raise DataError(f"{path}: wanted {images:,} whole numbers, one an image, found {list(counts.shape)}.")
     whole = counts.reshape(-1).astype(np.int64)
-    wrong = np.flatnonzero((whole != counts.reshape(-1)) | (whole < 0) | (whole > regions))
+    wrong = np.flatnonzero((whole != counts.reshape(-1)) | (whole < 0) | (regions >= 0) & (whole > regions))
     if wrong.size:
         found = counts.reshape(-1)[wrong[0]]
         raise DataError(f"{path}: image {wrong[0]} has {found}, which is no number of regions from 0 to {regions}.")

@@ -16,10 +16,10 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
-from xmodal_jax.data.sources.features import Features, Values, load_array, values_at
+from xmodal_jax.data.sources.features import Features, Values, values_at
 from xmodal_jax.data.sources.matching import Index, Names
-from xmodal_jax.data.sources.matlab import load_matrix
 from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
+from xmodal_jax.data.sources.stores import open_features
 from xmodal_jax.data.sources.text import read_text
 from xmodal_jax.errors import DataError, UsageError
 
@@ -93,12 +93,12 @@ def plan(args: argparse.Namespace) -> Plan:
     features = common.single(args.features, "--features FILE")
     if not features and not args.images:
         raise UsageError("Captions alone make no data set: give --features FILE.npy, --images DIR, or both.")
-    files = [path, *(common.existing(file, "features or ids") for file in (features, args.ids) if file)]
+    files = [path, *common.given(features, args.ids)]
     source = common.describe_source(args, files, OPTIONS)
 
     def read(report: Report) -> Splits:
         entries = read_entries(path, args, report)
-        stored = load_features(Path(features), args.feature_dtype) if features else None
+        stored = open_features(Path(features), args.feature_dtype, report) if features else None
         rows = _match_rows(stored, args, entries, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         report.read["images"] = len(entries)
@@ -114,11 +114,6 @@ def plan(args: argparse.Namespace) -> Plan:
     return Plan(args.name or path.stem.removeprefix("dataset_"), source, read)
 
 
-def load_features(path: Path, dtype: str | None) -> Features:
-    """[N, F] or [N, R, F] from .npy, or the [F, N] matrix `feats` of a .mat file turned round."""
-    return Features(path, load_matrix(path, "feats") if path.suffix == ".mat" else load_array(path, dtype))
-
-
 def _match_rows(
     features: Features | None, args: argparse.Namespace, entries: list[Entry], report: Report
 ) -> list[int | None]:
@@ -126,6 +121,9 @@ def _match_rows(
     if features is None:
         return [None] * len(entries)
     path, array = features.path, features.array
+    if features.names is not None:
+        report.say(f"{path.name}: its images are named in it{', so --ids is not used' if args.ids else ''}")
+        return match_entries(list(features.names), entries, args.match, str(path), report)
     if not args.ids:
         report.say(f"{path.name}: its rows are taken in the order of the JSON file (--ids FILE names them)")
         ends = np.cumsum([len(entry.captions) for entry in entries]).tolist()

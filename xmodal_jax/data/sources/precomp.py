@@ -16,8 +16,9 @@ import numpy as np
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
-from xmodal_jax.data.sources.features import Array, Features, load_array, load_counts, values_at
+from xmodal_jax.data.sources.features import Array, Features, load_counts, values_at
 from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
+from xmodal_jax.data.sources.stores import open_features
 from xmodal_jax.data.sources.text import read_lines
 from xmodal_jax.errors import DataError
 
@@ -101,8 +102,7 @@ def _open_split(folder: Path, name: str, kinds: list[str], args: argparse.Namesp
         if not path.is_file():
             there = sorted(other.stem.removeprefix(f"{name}_") for other in folder.glob(f"{name}_*.npy"))
             raise DataError(f"{path}: no such file; --features can be one or more of: {', '.join(there) or 'none'}.")
-        array = load_array(path, args.feature_dtype)
-        features.append(_with_regions(folder, name, Features(path, array)))
+        features.append(_with_regions(folder, name, open_features(path, args.feature_dtype, report), report))
     if len({source.kind for source in features}) < len(features):
         raise DataError(f"{folder}: {', '.join(kinds)} hold the same kind of features; give one [N, R, F], one [N, F].")
     counts = {source.path.name: len(source.array) for source in features}
@@ -125,14 +125,14 @@ def _open_split(folder: Path, name: str, kinds: list[str], args: argparse.Namesp
     )
 
 
-def _with_regions(folder: Path, name: str, features: Features) -> Features:
+def _with_regions(folder: Path, name: str, features: Features, report: Report) -> Features:
     """The features with what stands beside them of their regions."""
     if features.kind != "region":
         return features
     images, regions = features.array.shape[:2]
     path = folder / f"{name}_boxes.npy"
     if path.is_file():
-        boxes = load_array(path)
+        boxes = open_features(path, None, report).array
         if boxes.shape != (images, regions, 4):
             raise DataError(f"{path}: wanted {[images, regions, 4]} like the regions, found {list(boxes.shape)}.")
         features = features._replace(boxes=boxes, boxes_path=path)

@@ -16,9 +16,9 @@ from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources import common, copies
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
 from xmodal_jax.data.sources.features import Features, Values, values_at
-from xmodal_jax.data.sources.karpathy import load_features
 from xmodal_jax.data.sources.matching import Index
 from xmodal_jax.data.sources.splits import order_splits, say_splits, split_name
+from xmodal_jax.data.sources.stores import open_features
 from xmodal_jax.data.sources.text import read_text
 from xmodal_jax.errors import DataError, UsageError
 
@@ -63,12 +63,12 @@ def plan(args: argparse.Namespace) -> Plan:
         raise UsageError("Captions alone make no data set: give --features FILE.npy, --images DIR, or both.")
     if min(args.dev, args.test) < 0 or args.dev + args.test >= 1:
         raise UsageError(f"--dev {args.dev} and --test {args.test} must be parts of one, with something left to train.")
-    files = [path, *(common.existing(file, "features or ids") for file in (features, args.ids) if file)]
+    files = [path, *common.given(features, args.ids)]
     source = common.describe_source(args, files, OPTIONS)
 
     def read(report: Report) -> Splits:
         images = read_table(path, args, report)
-        stored = load_features(Path(features), args.feature_dtype) if features else None
+        stored = open_features(Path(features), args.feature_dtype, report) if features else None
         rows = _match_rows(stored, args, images, report)
         pictures = PictureFolder(args.images, [[[image]] for image in images], report) if args.images else None
         names = {row.split: split_name(row.split, args.restval_to_train) for row in images.values()}
@@ -211,21 +211,26 @@ def _match_rows(
     if features is None:
         return {}
     path, array = features.path, features.array
-    ids = args.ids
-    if not ids:
+    if features.names is None and not args.ids:
         report.say(f"{path.name}: its rows are taken in the order of the table (--ids FILE names them)")
         number = {line: row for row, line in enumerate(sorted(line for row in images.values() for line in row.lines))}
         captions = [(image, [number[line] for line in row.lines]) for image, row in images.items()]
         return dict(zip(images, copies.rows_in_order(array, captions, str(path), "the table"), strict=True))
-    row_by_name = copies.read_ids(Path(ids), args.encoding, array, str(path))
+    if features.names is None:
+        where = str(args.ids)
+        row_by_name = copies.read_ids(Path(where), args.encoding, array, str(path))
+    else:
+        where = str(path)
+        row_by_name = {name: row for row, name in enumerate(features.names)}
+        report.say(f"{path.name}: its images are named in it{', so --ids is not used' if args.ids else ''}")
     names, order = list(row_by_name), list(row_by_name.values())
-    found, how = Index(names, ids).match([[[image]] for image in images])
+    found, how = Index(names, where).match([[[image]] for image in images])
     rows = {image: order[place] for image, place in zip(images, found, strict=True) if place is not None}
     if not rows:
-        raise DataError(f'{ids}: its names ("{names[0]}" ...) fit no image; the first is "{next(iter(images))}".')
+        raise DataError(f'{where}: its names ("{names[0]}" ...) fit no image; the first is "{next(iter(images))}".')
     report.say(how)
     if len(rows) < len(names):
-        report.counts[f"name in {Path(ids).name} that belongs to no image"] = len(names) - len(rows)
+        report.counts[f"name in {Path(where).name} that belongs to no image"] = len(names) - len(rows)
     return rows
 
 
