@@ -111,7 +111,7 @@ def open_dataset(directory: str | Path) -> Dataset:
         raise DataError(f"{directory}: no such folder.")
     path = directory / MANIFEST
     if not path.is_file():
-        kind = "precomp" if any(directory.glob("*_caps.txt")) else "precomp|karpathy|csv|butd"
+        kind = "precomp" if any(directory.glob("*_caps.txt")) else "KIND"
         raise DataError(
             f"{directory} is not a prepared data set (no {MANIFEST}); "
             f"make one with: xmodal data import {kind} {directory} --out DIR"

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xmodal_jax.data.records import Item
-from xmodal_jax.data.sources import common, karpathy
+from xmodal_jax.data.sources import coco, common, karpathy
 from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
-from xmodal_jax.data.sources.karpathy import Entry
+from xmodal_jax.data.sources.entries import Entry, match_names, with_splits
+from xmodal_jax.data.sources.recognise import recognise
 from xmodal_jax.data.sources.splits import order_splits
 from xmodal_jax.data.sources.tsv import Broken, Place, RowReader
 from xmodal_jax.errors import DataError, UsageError
@@ -23,7 +24,7 @@ OPTIONS = ("captions", "dtype", "feature_dtype", "images", "match", "encoding", 
 def plan(args: argparse.Namespace) -> Plan:
     """Import ``args.source``, a TSV file or a folder of them, with the captions of ``args.captions``."""
     if not args.captions:
-        raise UsageError("The TSV holds no captions: give --captions dataset_coco.json (Karpathy's file).")
+        raise UsageError("The TSV holds no captions: give --captions, Karpathy's dataset_*.json or captions_*.json.")
     if args.dtype not in ("float16", "float32"):
         raise UsageError(f'--dtype is float16 or float32, not "{args.dtype}".')
     source = Path(args.source)
@@ -35,25 +36,30 @@ def plan(args: argparse.Namespace) -> Plan:
     described = common.describe_source(args, [*paths, json_path], OPTIONS)
 
     def read(report: Report) -> Splits:
-        entries = karpathy.read_entries(json_path, args, report)
+        entries = with_splits(_read_entries(json_path, args, report), args, report)
         pictures = PictureFolder(args.images, [[entry.files] for entry in entries], report) if args.images else None
         reader = RowReader(args.dtype, args.feature_dtype, args.max_broken, report)
         places = reader.index(paths)
         names = list(places)
-        matches = karpathy.match_entries(names, entries, args.match, str(source), report)
+        places_of = match_names(names, entries, args.match, str(source), report)
         splits: dict[str, list[tuple[Entry, list[Place]]]] = {}
         for name in order_splits(entry.split for entry in entries):
             splits[name] = []
-        for entry, match in zip(entries, matches, strict=True):
-            if match is None:
+        for entry, number in zip(entries, places_of, strict=True):
+            if number is None:
                 report.add("image without a row in the TSV", image=entry.id, split=entry.split)
             else:
-                splits[entry.split].append((entry, places[names[match]]))
+                splits[entry.split].append((entry, places[names[number]]))
         splits = {name: pairs for name, pairs in splits.items() if pairs}
         items = {name: _items(pairs, reader, json_path, pictures, report) for name, pairs in splits.items()}
         return dict(items), {name: len(pairs) for name, pairs in splits.items()}
 
     return Plan(args.name or json_path.stem.removeprefix("dataset_"), described, read)
+
+
+def _read_entries(path: Path, args: argparse.Namespace, report: Report) -> list[Entry]:
+    """The images of Karpathy's JSON, or of COCO's own."""
+    return coco.read_entries(path, args, report) if recognise(path) == "coco" else karpathy.read_entries(path, args)
 
 
 def _items(

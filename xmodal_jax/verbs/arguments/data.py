@@ -4,6 +4,8 @@ from pathlib import Path
 
 from xmodal_jax.verbs.arguments import EXIT_CODES, verb
 
+KINDS = ("precomp", "karpathy", "coco", "flickr", "csv", "jsonl", "reid", "butd")
+
 
 def add_demo(verbs) -> None:
     parser = verb(
@@ -37,8 +39,8 @@ def add_import(kinds) -> None:
         "import features and captions",
         "xmodal data import precomp f8k_precomp --out data/f8k --features ims,glob",
     )
-    parser.add_argument("kind", choices=["precomp", "karpathy", "csv", "butd"], help="layout of the source")
-    parser.add_argument("source", type=Path, help="folder (precomp) or file (the others)")
+    parser.add_argument("kind", choices=KINDS, help="layout of the source")
+    parser.add_argument("source", type=Path, help="folder (precomp; coco, butd) or file (all others)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", help="name of the data set; that of the source by default")
     parser.add_argument(
@@ -54,7 +56,7 @@ def add_import(kinds) -> None:
         choices=["filename", "cocoid", "imgid"],
         help="karpathy, butd: the name of an image that --ids or the TSV means; file name and COCO id by default",
     )
-    parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json")
+    parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json or COCO's captions_*.json")
     parser.add_argument("--captions-per-image", type=int, help="precomp: where it cannot be told from the files")
     parser.add_argument(
         "--feature-dtype",
@@ -63,14 +65,15 @@ def add_import(kinds) -> None:
     )
     parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
     parser.add_argument("--restval-to-train", action="store_true", help="restval images train too")
-    parser.add_argument("--image-col", help="csv: column of the image file names")
-    parser.add_argument("--caption-col", help="csv: column of the captions")
-    parser.add_argument("--split-col", help="csv: column of the splits")
+    parser.add_argument("--image-col", help="csv, jsonl: column of the image file names")
+    parser.add_argument("--caption-col", help="csv, jsonl: column of the captions")
+    parser.add_argument("--split", help="coco, flickr, jsonl, reid: the split of all images, where SOURCE has none")
+    parser.add_argument("--split-col", help="csv, jsonl: column of the splits")
     parser.add_argument("--delimiter", help="csv: column separator; found out by default")
     parser.add_argument("--quoting", choices=["minimal", "none"], default="minimal", help="csv: none: quotes are text")
     parser.add_argument("--encoding", help="of the text files, where they are neither UTF-8 nor have a byte order mark")
-    parser.add_argument("--dev", type=float, default=0.0, help="csv without splits: share of dev images")
-    parser.add_argument("--test", type=float, default=0.0, help="csv without splits: share of test images")
+    parser.add_argument("--dev", type=float, default=0.0, help="csv, flickr, jsonl without splits: share of dev images")
+    parser.add_argument("--test", type=float, default=0.0, help="the same of test images")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
     parser.add_argument("--max-broken", type=float, default=0.01, help="butd: share of broken rows to tolerate")
 
