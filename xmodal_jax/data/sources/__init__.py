@@ -77,7 +77,7 @@ def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[st
     read = " and ".join(f"{count:,} {what}" for what, count in report.read.items())
     lines.append(f"read {read}; kept {totals['images']:,} images and {totals['captions']:,} captions")
     lines += [f"  {note}" for note in report.notes]
-    lines += [f"  {count:,} x {what}" for what, count in report.counts.most_common()]
+    lines += [f"  {count:,} x {what}" for what, count in report.counts.most_common() if count]
     if report.entries:
         lines.append(f"  each one with its place: {out / REPORT}")
     return "\n".join(lines)

@@ -18,7 +18,8 @@ def add_demo(verbs) -> None:
 
 def add_data(verbs) -> None:
     parser = verbs.add_parser("data", help="make, import and check data sets", epilog=EXIT_CODES)
-    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar="scenes|import|check|text-features")
+    metavar = "scenes|import|check|attach|split|text-features"
+    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar=metavar)
     example = "xmodal data scenes --out data/scenes"
     scenes = verb(kinds, "scenes", "data.scenes:main", "make the built-in data set", example)
     scenes.add_argument("--out", type=Path, required=True)
@@ -28,6 +29,7 @@ def add_data(verbs) -> None:
     check.add_argument("directory", type=Path)
     check.add_argument("--json", type=Path, help="also write the findings here")
     add_import(kinds)
+    add_changes(kinds)
     add_text_features(kinds)
 
 
@@ -76,6 +78,22 @@ def add_import(kinds) -> None:
     parser.add_argument("--test", type=float, default=0.0, help="the same of test images")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
     parser.add_argument("--max-broken", type=float, default=0.01, help="butd: share of broken rows to tolerate")
+
+
+def add_changes(kinds) -> None:
+    example = "xmodal data attach data/f8k --images Flicker8k_Dataset"
+    attach = verb(kinds, "attach", "data.attach:main", "attach pictures to a prepared data set", example)
+    attach.add_argument("directory", type=Path)
+    attach.add_argument("--images", type=Path, required=True, help="folder of pictures, called by the ids of images")
+    example = "xmodal data split data/shop --by product --table products.csv --dev 0.1 --test 0.1 --out data/shop2"
+    split = verb(kinds, "split", "data.split:main", "split a prepared data set anew, without leaks", example)
+    split.add_argument("directory", type=Path)
+    split.add_argument("--out", type=Path, required=True)
+    split.add_argument("--by", default="id", help="images with one value of this column stay together; id by default")
+    split.add_argument("--table", type=Path, help="CSV or TSV with the columns image and that of --by")
+    split.add_argument("--dev", type=float, default=0.0, help="share of dev")
+    split.add_argument("--test", type=float, default=0.0, help="share of test")
+    split.add_argument("--encoding", help="of the table, where it is not UTF-8")
 
 
 def add_text_features(kinds) -> None:
