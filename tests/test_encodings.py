@@ -55,6 +55,9 @@ def test_utf16_without_a_mark_is_recognised(tmp_path, encoding, text):
 
 def test_other_faults(tmp_path):
     path = tmp_path / "t"
+    path.write_bytes("Crème brûlée, café, ein Käse für fünf\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"UTF-8; in cp1252 the line reads \"Crème[^\"]*\": if that is right"):
+        read_text(path)
     path.write_bytes("ünd ärger öfter überall\n".encode() + b"\xff\n")
     with pytest.raises(DataError, match="line 2: byte 0xff is not UTF-8; all else in the file is UTF-8"):
         read_text(path)

@@ -107,6 +107,7 @@ def test_two_that_fit_are_named(names, images, message):
         (["00042.jpg", "42.jpg"], ["42"], [1]),
         (["a.jpg", "a"], ["a", "a.jpg"], [1, 0]),
         (["a"], ["a.jpg", "a"], [None, 0]),
+        (["a"], ["a", "a.jpg"], [0, None]),
         (["42"], ["00042.jpg", "42.jpg"], [None, 0]),
         (["a.JPG", "a.jpg"], ["a.jpg", "a.JPG"], [1, 0]),
         (["sub/a.jpg", "a.jpg"], ["a.jpg"], [1]),
