@@ -137,7 +137,7 @@ def _short(text: str) -> str:
 def _check_features(split: Split, findings: Findings) -> list[bytes | None]:
     """Read every image; returns a digest of each one's features, None where there are none or only zeros."""
     digests: list[bytes | None] = []
-    bad, zero = [], []
+    bad, zero, padded = [], [], []
     with Progress(f"check {split.name}", len(split), unit="images") as progress:
         for row in range(len(split)):
             item = split.read([row])[0]
@@ -149,6 +149,8 @@ def _check_features(split: Split, findings: Findings) -> list[bytes | None]:
                 bad.append(f"{item.id} ({', '.join(broken)})")
             if item.features and not any(value.any() for value in item.features.values()):
                 zero.append(item.id)
+            elif any(value.ndim == 2 and not value[-1].any() for value in item.features.values()):
+                padded.append(item.id)
             digests.append(digest.digest() if item.features and zero[-1:] != [item.id] else None)
             progress.advance()
     if bad:
@@ -159,6 +161,9 @@ def _check_features(split: Split, findings: Findings) -> list[bytes | None]:
         findings.add(
             "warnings", f'split "{split.name}": {_number(len(zero), "image")} whose features are all zero', zero
         )
+    if padded:
+        sentence = f'split "{split.name}": {_number(len(padded), "image")} whose last region is all zero, as padding is'
+        findings.add("warnings", sentence + " (import them again to have it dropped)", padded)
     return digests
 
 

@@ -111,7 +111,7 @@ def open_dataset(directory: str | Path) -> Dataset:
         raise DataError(f"{directory}: no such folder.")
     path = directory / MANIFEST
     if not path.is_file():
-        kind = "precomp" if any(directory.glob("*_caps.txt")) else "precomp|karpathy|csv|butd"
+        kind = "precomp" if any(directory.glob("*_caps.txt")) else "KIND"
         raise DataError(
             f"{directory} is not a prepared data set (no {MANIFEST}); "
             f"make one with: xmodal data import {kind} {directory} --out DIR"
@@ -261,7 +261,7 @@ class Split:
                     f"see: xmodal data check {self.dataset.directory}"
                 ) from None
             captions = [caption.decode("utf-8") for caption in record["captions"]]
-            height, width = record["size"].tolist()
+            height, width = self._lines[row]["size"]  # pictures may have been attached since the record was written
             features, boxes = record.get("features", {}), record.get("boxes")
             id_ = record["id"].decode("utf-8")
             items.append(Item(id_, captions, features, boxes, (height, width), self.pictures[row]))

@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax.data.records import REPORT
-from xmodal_jax.data.sources import butd, karpathy, precomp, table
+from xmodal_jax.data.sources import butd, coco, flickr, karpathy, objects, precomp, table
 from xmodal_jax.data.sources.common import Plan, Report
+from xmodal_jax.data.sources.recognise import KINDS, recognise
+from xmodal_jax.data.sources.splits import missing
 from xmodal_jax.data.writer import prepared, write
+from xmodal_jax.errors import DataError
 
 IMPORTERS: dict[str, Callable[[argparse.Namespace], Plan]] = {
     "precomp": precomp.plan,
     "karpathy": karpathy.plan,
     "csv": table.plan,
+    "coco": coco.plan,
+    "flickr": flickr.plan,
+    "jsonl": objects.plan,
+    "reid": objects.plan,
     "butd": butd.plan,
 }
 
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal data import KIND SOURCE --out DIR`: import, then say what was read, kept and dropped."""
+    _refuse_other_kind(args)
     plan = IMPORTERS[args.kind](args)
     out = Path(args.out)
     manifest = prepared(out, plan.source)
@@ -30,9 +38,25 @@ def main(args: argparse.Namespace) -> int:
         return 0
     report = Report()
     splits, totals = plan.read(report)
+    for sentence in missing(splits):
+        print(f"note: {sentence}.", flush=True)
     manifest = write(out, splits, name=plan.name, source=plan.source, totals=totals, report=report.entries)
     print(summary(out, manifest, report, list(splits)))
     return 0
+
+
+def _refuse_other_kind(args: argparse.Namespace) -> None:
+    """DataError where the source is clearly one for another importer."""
+    found = recognise(Path(args.source))
+    if found == "features":
+        raise DataError(f"{args.source}: features, not captions; give captions as SOURCE, and this with --features.")
+    named = args.kind == "csv" and args.image_col and args.caption_col  # whoever says the columns knows the table
+    if found is None or IMPORTERS[found] is IMPORTERS[args.kind] or named:
+        return
+    raise DataError(
+        f"{args.source}: {KINDS[found]}, not {KINDS[args.kind]}; import it with: xmodal data import {found} "
+        f"{args.source} --out {args.out}"
+    )
 
 
 def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[str]) -> str:
@@ -52,7 +76,8 @@ def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[st
     totals = {key: sum(counts[key] for counts in manifest["splits"].values()) for key in ("images", "captions")}
     read = " and ".join(f"{count:,} {what}" for what, count in report.read.items())
     lines.append(f"read {read}; kept {totals['images']:,} images and {totals['captions']:,} captions")
-    lines += [f"  {count:,} x {what}" for what, count in report.counts.most_common()]
+    lines += [f"  {note}" for note in report.notes]
+    lines += [f"  {count:,} x {what}" for what, count in report.counts.most_common() if count]
     if report.entries:
         lines.append(f"  each one with its place: {out / REPORT}")
     return "\n".join(lines)

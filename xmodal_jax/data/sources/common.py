@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
-
-from xmodal_jax.data.records import DTYPES, Item, finite
+from xmodal_jax.data.records import Item
+from xmodal_jax.data.sources.matching import Index, Names
+from xmodal_jax.data.sources.text import looks_wrongly_decoded
 from xmodal_jax.errors import DataError, UsageError, require
 
 Splits = tuple[dict[str, Iterable[Item]], dict[str, int]]  # images of each split, and how many about
-SPLIT_ORDER = ("train", "dev", "test")
-VALIDATION = {"val", "valid", "validation"}  # other words for dev
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
@@ -28,6 +24,11 @@ class Report:
         self.read: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.entries: list[dict[str, Any]] = []
+        self.notes: list[str] = []  # decisions the importer took, for people to object to
+
+    def say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def add(self, what: str, **where: Any) -> None:
         self.counts[what] += 1
@@ -44,13 +45,27 @@ class Plan(NamedTuple):
 
 def describe_source(args: argparse.Namespace, files: Iterable[Path], options: Sequence[str]) -> dict[str, Any]:
     """Kind, path, options and files (bytes, time of change) of an import: equal means there is nothing to do."""
-    stats = {path: path.stat() for path in files}
+    found = {path: _measure(path) for path in files}
     return {
         "importer": args.kind,
         "path": str(Path(args.source).resolve()),
         "options": {key: _text(getattr(args, key, None)) for key in options},
-        "files": {path.name: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
+        "files": {path.name: list(measure) for path, measure in found.items()},
     }
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change of a file, or of all files of a folder together."""
+    stats = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def given(features: str | None, ids: str | Path | None) -> list[Path]:
+    """The paths of options that are given; DataError where one is missing."""
+    paths = [existing(ids, "ids")] if ids else []
+    if features and not Path(features).exists():
+        raise DataError(f"{features}: no such file or folder (--features).")
+    return [Path(features), *paths] if features else paths
 
 
 def _text(value: Any) -> Any:
@@ -72,164 +87,55 @@ def single(values: Sequence[str] | None, option: str) -> str | None:
     return values[0] if values else None
 
 
-def split_name(name: str) -> str:
-    return "dev" if name.lower() in VALIDATION else name
-
-
-def order_splits(names: Iterable[str]) -> list[str]:
-    """train, dev, test, then the others by name."""
-    return sorted(set(names), key=lambda name: ((*SPLIT_ORDER, name).index(name), name))
-
-
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file; DataError names the line of the first byte that is not UTF-8."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file, for example: "
-            f"iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file. Only line feeds end one: captions may hold any of Unicode's other separators."""
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.rstrip("\r") for line in lines]
-
-
 def keep_captions(
     captions: Sequence[str], report: Report, image: str, file: str, lines: Sequence[int] | None = None
 ) -> list[str]:
     """The captions that are not empty, the others reported with their line; DataError if none is left."""
     kept = []
     for index, caption in enumerate(captions):
-        if caption.strip():
-            kept.append(caption)
-        else:
-            place = {"caption": index} if lines is None else {"line": lines[index]}
+        place = {"caption": index} if lines is None else {"line": lines[index]}
+        if not caption.strip():
             report.add("empty caption", image=image, file=file, **place)
+            continue
+        kept.append(caption)
+        if looks_wrongly_decoded(caption):
+            report.add("caption that looks like text read in a wrong encoding", image=image, file=file, **place)
+        elif caption.strip() in ("NaN", "nan"):
+            report.add('caption that reads "NaN", as pandas writes what is missing', image=image, file=file, **place)
     if not kept:
         place = f", line {lines[0]}" if lines else ""
         raise DataError(f'{file}{place}: image "{image}" has no caption that is not empty.')
     return kept
 
 
-# Arrays
-
-
-def load_array(path: Path) -> np.ndarray:
-    """A memory-mapped .npy of 2 or 3 axes, images first; DataError where it is missing, cut short or not numbers."""
-    existing(path, "features")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # NumPy parses the header as Python, and raises what that raises
-        raise DataError(
-            f"{path}: not a whole .npy array of numbers, but cut short, damaged or full of Python objects; "
-            "save it again with numpy.save."
-        ) from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
-        shape = list(array.shape) if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path}: wanted [images, F] or [images, R, F], found {shape}.")
-    surplus = path.stat().st_size - getattr(array, "offset", 0) - array.nbytes
-    if surplus:
-        raise DataError(f"{path}: {surplus:,} bytes more than its header tells of; the file is damaged.")
-    if array.dtype == np.dtype("V2"):  # NumPy forgets the name of bfloat16 when saving
-        array = array.view(ml_dtypes.bfloat16)
-    if array.dtype.name not in (*DTYPES, "float64"):
-        raise DataError(f"{path}: wanted {', '.join(DTYPES)} or float64 (stored as float32), found {array.dtype}.")
-    return array
-
-
-def row_of(array: np.ndarray, row: int) -> np.ndarray:
-    """One image's features in memory: native byte order, float64 as float32."""
-    name = array.dtype.name if array.dtype.name in DTYPES else "float32"
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
-        return np.array(array[row], dtype=DTYPES[name], order="C")
-
-
-def feature_name(array: np.ndarray) -> str:
-    return "region" if array.ndim == 3 else "global"
-
-
-def refuse_nonfinite(path: Path, array: np.ndarray, row: int) -> None:
-    """Raise the DataError for image ``row``; counts how many more there are, which only a failed import pays for."""
-    image = row_of(array, row)
-    bad = sum(not finite(region) for region in image) if image.ndim == 2 else 0
-    detail = f"{bad} non-finite region{'s' * (bad != 1)}" if bad else "non-finite features"
-    more = sum(not finite(row_of(array, other)) for other in range(row + 1, len(array)))
-    raise DataError(
-        f"{path}: image {row} has {detail} (and {more:,} more images). "
-        "Repair the file or give --on-nonfinite drop-image."
-    )
-
-
-def features_at(
-    arrays: Mapping[Path, np.ndarray], row: int, policy: str, report: Report, image: str
-) -> dict[str, np.ndarray] | None:
-    """The features of image ``row`` by name, None if they are not finite and the policy drops such images."""
-    features = {}
-    for path, array in arrays.items():
-        features[feature_name(array)] = value = row_of(array, row)
-        if not finite(value):
-            if policy != "drop-image":
-                refuse_nonfinite(path, array, row)
-            report.add("image with non-finite features", image=image, file=path.name, row=row)
-            return None
-    return features
-
-
-def scale_boxes(boxes: np.ndarray, height: float = 1, width: float = 1) -> np.ndarray:
-    """[R, 4] x1 y1 x2 y2 in pixels, or in 0..1 -> float32 in 0..1; ValueError where that is not what they are."""
-    scaled = boxes.astype(np.float32) / np.array([width, height, width, height], np.float32)
-    if not np.isfinite(scaled).all() or scaled.min(initial=0) < -0.02 or scaled.max(initial=0) > 1.02:
-        raise ValueError("boxes outside the image")
-    if (scaled[:, 2:] < scaled[:, :2]).any():
-        raise ValueError("boxes that are not x1, y1, x2, y2")
-    return scaled.clip(0, 1)  # detectors and float16 overshoot by a little
-
-
 # Pictures
 
 
 class PictureFolder:
-    """Finds pictures: by relative path, file name, name without suffix, or the number in COCO's file names."""
+    """The pictures of ``images``, each given by its names, in a folder and the folders in it."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, images: Sequence[Names], report: Report):
         require("PIL", "train")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"{folder}: no such folder (--images).")
-        self.paths: dict[str, Path] = {}
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                names = {path.relative_to(self.folder).as_posix(), path.name, path.stem, coco_number(path.stem)}
-                for name in names:
-                    self.paths.setdefault(name, path)
-        if not self.paths:
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if not paths:
             raise DataError(f"{folder}: no picture in this folder (--images).")
+        index = Index([path.relative_to(self.folder).as_posix() for path in paths], str(folder))
+        unique = {_key(names): names for names in images}  # an image may be in two splits, as in test and testall
+        found, how = index.match(list(unique.values()))
+        self.paths = {key: paths[place] for key, place in zip(unique, found, strict=True) if place is not None}
+        if not self.paths:
+            raise DataError(
+                f"{self.folder}: none of its pictures belongs to an image; an image is called "
+                f'"{images[0][0][-1]}", a picture "{paths[0].name}".'
+            )
+        report.say(how)
 
-    def require_any(self, images: Iterable[Sequence[str]]) -> None:
-        """DataError if not one of ``images``, each given by its possible names, has a picture here."""
-        first = ""
-        for names in images:
-            if any(name in self.paths for name in names):
-                return
-            first = first or names[0]
-        raise DataError(
-            f"{self.folder}: none of its pictures belongs to an image; an image is called "
-            f'"{first}", a picture "{next(iter(self.paths.values())).name}".'
-        )
-
-    def find(
-        self, names: Sequence[str], report: Report, image: str, **where: Any
-    ) -> tuple[Path | None, tuple[int, int]]:
+    def find(self, names: Names, report: Report, image: str, **where: Any) -> tuple[Path | None, tuple[int, int]]:
         """Picture and (height, width), or (None, (0, 0)), which is reported."""
-        path = next((self.paths[name] for name in names if name in self.paths), None)
+        path = self.paths.get(_key(names))
         if path is None:
             report.add("image without its picture", image=image, **where)
             return None, (0, 0)
@@ -240,10 +146,8 @@ class PictureFolder:
         return path, size
 
 
-def coco_number(stem: str) -> str:
-    """``COCO_val2014_000000000042`` or ``000000000042`` -> ``42``; other names stay as they are."""
-    match = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,12})", stem, re.ASCII)
-    return match[1] if match else stem
+def _key(names: Names) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(group) for group in names)
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:

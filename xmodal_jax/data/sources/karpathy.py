@@ -1,4 +1,4 @@
-"""Karpathy's `dataset_*.json` (captions and splits), with a feature file and, or, a folder of pictures.
+"""Karpathy's `dataset_*.json`: captions and splits.
 
 Source of the format: Karpathy and Fei-Fei, "Deep visual-semantic alignments", CVPR 2015.
 """
@@ -6,48 +6,31 @@ Source of the format: Karpathy and Fei-Fei, "Deep visual-semantic alignments", C
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from xmodal_jax.data.records import Item
-from xmodal_jax.data.sources import common
-from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
-from xmodal_jax.data.sources.matlab import load_matrix
-from xmodal_jax.errors import DataError, UsageError
-
-OPTIONS = ("features", "ids", "images", "restval_to_train", "on_nonfinite")
+from xmodal_jax.data.sources import common, entries
+from xmodal_jax.data.sources.common import Plan
+from xmodal_jax.data.sources.entries import Entry
+from xmodal_jax.errors import DataError
 
 
-class Entry(NamedTuple):
-    """One image of the JSON file."""
-
-    id: str  # the COCO id where there is one, else the file name
-    split: str
-    captions: list[str]
-    keys: dict[str, str]  # its other names: cocoid, imgid, filename, stem, path
-
-    @property
-    def picture_names(self) -> list[str]:
-        return [self.keys[key] for key in ("path", "filename", "stem") if key in self.keys]
+def plan(args: argparse.Namespace) -> Plan:
+    """Import the file ``args.source``."""
+    path = common.existing(args.source, "Karpathy's JSON")
+    return entries.plan(args, lambda _: read_entries(path, args), [path], path.stem.removeprefix("dataset_"))
 
 
-def read_entries(path: Path, restval_to_train: bool) -> list[Entry]:
+def read_entries(path: Path, args: argparse.Namespace) -> list[Entry]:
     """The images of a `dataset_*.json` in its order; DataError names the first that is not as it should be."""
-    try:
-        content = json.loads(common.read_text(common.existing(path, "Karpathy's JSON")))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    content = entries.load_json(path, args.encoding)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not images:
         raise DataError(f'{path}: no list "images"; is this one of the dataset_*.json files?')
-    return [_read_entry(image, f"{path}: images[{index}]", restval_to_train) for index, image in enumerate(images)]
+    return [_read_entry(image, f"{path}: images[{index}]") for index, image in enumerate(images)]
 
 
-def _read_entry(image: Any, where: str, restval_to_train: bool) -> Entry:
+def _read_entry(image: Any, where: str) -> Entry:
     if not isinstance(image, dict):
         raise DataError(f"{where} is not an object.")
     for key, kind in (("filename", str), ("split", str), ("sentences", list)):
@@ -62,102 +45,7 @@ def _read_entry(image: Any, where: str, restval_to_train: bool) -> Entry:
     keys: dict[str, str] = {
         key: str(image[key]) for key in ("cocoid", "imgid") if isinstance(image.get(key), int | str)
     }
-    keys |= {"filename": filename, "stem": Path(filename).stem}
+    keys["filename"] = filename
     if isinstance(image.get("filepath"), str):
         keys["path"] = f"{image['filepath']}/{filename}"
-    split = common.split_name(image["split"])
-    split = "train" if restval_to_train and split == "restval" else split
-    return Entry(keys.get("cocoid", filename), split, captions, keys)
-
-
-def plan(args: argparse.Namespace) -> Plan:
-    """Import the file ``args.source``; ``args.features`` and ``args.images`` say what each image is."""
-    path = common.existing(args.source, "Karpathy's JSON")
-    features = common.single(args.features, "--features FILE")
-    if not features and not args.images:
-        raise UsageError("Captions alone make no data set: give --features FILE.npy, --images DIR, or both.")
-    files = [path, *(common.existing(file, "features or ids") for file in (features, args.ids) if file)]
-    source = common.describe_source(args, files, OPTIONS)
-
-    def read(report: Report) -> Splits:
-        entries = read_entries(path, args.restval_to_train)
-        arrays = {Path(features): load_features(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, entries)
-        pictures = PictureFolder(args.images) if args.images else None
-        if pictures:
-            pictures.require_any(entry.picture_names for entry in entries)
-        report.read["images"] = len(entries)
-        report.read["captions"] = sum(len(entry.captions) for entry in entries)
-        splits = {name: [] for name in common.order_splits(entry.split for entry in entries)}
-        for entry, row in zip(entries, rows, strict=True):
-            splits[entry.split].append((entry, row))
-        items = {
-            name: _items(pairs, arrays, path, args.on_nonfinite, pictures, report) for name, pairs in splits.items()
-        }
-        return dict(items), {name: len(pairs) for name, pairs in splits.items()}
-
-    return Plan(args.name or path.stem.removeprefix("dataset_"), source, read)
-
-
-def load_features(path: Path) -> np.ndarray:
-    """[N, F] or [N, R, F] from .npy, or the [F, N] matrix `feats` of a .mat file turned round."""
-    return load_matrix(path, "feats") if path.suffix == ".mat" else common.load_array(path)
-
-
-def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, entries: list[Entry]) -> list[int | None]:
-    """The feature row of each image: by the ids file, or in the order of the JSON file."""
-    if not arrays:
-        return [None] * len(entries)
-    path, array = next(iter(arrays.items()))
-    if not ids:
-        if len(array) != len(entries):
-            raise DataError(
-                f"{path}: {len(array):,} rows for {len(entries):,} images; without --ids FILE they must be in "
-                "the order of the JSON file."
-            )
-        return list(range(len(entries)))
-    lines = [line.strip() for line in common.read_lines(Path(ids))]
-    if len(lines) != len(array):
-        raise DataError(f"{ids}: {len(lines):,} ids for the {len(array):,} rows of {path}.")
-    return match_keys(lines, entries, str(ids))
-
-
-def match_keys(names: list[str], entries: list[Entry], where: str) -> list[int | None]:
-    """For each image the place of its name in ``names``, by the one kind of name that fits most images.
-
-    One kind for all, because an `imgid` of one image can equal the `cocoid` of another.
-    """
-    place = {name: index for index, name in enumerate(names)}
-    kinds = ("cocoid", "filename", "stem", "path", "imgid")
-    hits = {kind: sum(entry.keys.get(kind) in place for entry in entries) for kind in kinds}
-    kind = max(kinds, key=lambda kind: hits[kind])
-    if not hits[kind]:
-        example = ", ".join(f"{key} {value}" for key, value in entries[0].keys.items())
-        raise DataError(
-            f'{where}: its names ("{names[0] if names else ""}" ...) fit no image; the first has {example}.'
-        )
-    return [place.get(entry.keys.get(kind, "")) for entry in entries]
-
-
-def _items(
-    pairs: list[tuple[Entry, int | None]],
-    arrays: dict[Path, np.ndarray],
-    path: Path,
-    policy: str,
-    pictures: PictureFolder | None,
-    report: Report,
-) -> Iterator[Item]:
-    for entry, row in pairs:
-        features = {}
-        if arrays:
-            if row is None:
-                report.add("image without features", image=entry.id)
-                continue
-            features = common.features_at(arrays, row, policy, report, entry.id)
-            if features is None:
-                continue
-        picture, size = pictures.find(entry.picture_names, report, entry.id) if pictures else (None, (0, 0))
-        if not arrays and picture is None:
-            continue
-        captions = common.keep_captions(entry.captions, report, entry.id, path.name)
-        yield Item(entry.id, captions, features, None, size, picture)
+    return Entry(keys.get("cocoid", filename), image["split"], captions, keys)

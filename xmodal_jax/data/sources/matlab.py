@@ -28,9 +28,7 @@ def load_matrix(path: Path, name: str) -> np.ndarray:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(HEADER)
-        if header.startswith(b"MATLAB 7.3"):
-            raise DataError(f"{path}: a MATLAB 7.3 file; save its {name} as .npy, one row an image.")
-        if len(header) < HEADER or header[124:] != b"\x00\x01IM":
+        if header.startswith(b"MATLAB 7.3") or len(header) < HEADER or header[124:] != b"\x00\x01IM":
             raise DataError(f"{path}: not a MATLAB 5 file.")
         start = HEADER
         while start + 8 <= size:

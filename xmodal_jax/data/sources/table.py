@@ -5,31 +5,19 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
-import hashlib
 import io
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from xmodal_jax.data.records import Item
-from xmodal_jax.data.sources import common
-from xmodal_jax.data.sources.common import PictureFolder, Plan, Report, Splits
+from xmodal_jax.data.sources import common, entries
+from xmodal_jax.data.sources.common import Plan, Report
+from xmodal_jax.data.sources.entries import Entry
+from xmodal_jax.data.sources.splits import split_name
+from xmodal_jax.data.sources.text import read_text
 from xmodal_jax.errors import DataError, UsageError
 
-OPTIONS = (
-    "features",
-    "ids",
-    "images",
-    "image_col",
-    "caption_col",
-    "split_col",
-    "delimiter",
-    "dev",
-    "test",
-    "on_nonfinite",
-)
+OPTIONS = ("image_col", "caption_col", "split_col", "delimiter", "quoting", "dev", "test")
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
 LIKELY = {  # what people call these columns, for the "did you mean"
     "image": ("image", "filename", "file", "path", "photo", "picture", "img", "image_name", "image_id", "id"),
@@ -48,45 +36,37 @@ class Row(NamedTuple):
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Import the table ``args.source``; ``args.features`` and ``args.images`` say what each image is."""
+    """Import the table ``args.source``."""
     path = common.existing(args.source, "the table")
-    features = common.single(args.features, "--features FILE")
-    if not features and not args.images:
-        raise UsageError("Captions alone make no data set: give --features FILE.npy, --images DIR, or both.")
-    if min(args.dev, args.test) < 0 or args.dev + args.test >= 1:
-        raise UsageError(f"--dev {args.dev} and --test {args.test} must be parts of one, with something left to train.")
-    files = [path, *(common.existing(file, "features or ids") for file in (features, args.ids) if file)]
-    source = common.describe_source(args, files, OPTIONS)
+    entries.check_shares(args)
 
-    def read(report: Report) -> Splits:
+    def read(report: Report) -> list[Entry]:
         images = read_table(path, args, report)
-        arrays = {Path(features): common.load_array(Path(features))} if features else {}
-        rows = _match_rows(arrays, args.ids, list(images))
-        pictures = PictureFolder(args.images) if args.images else None
-        if pictures:
-            pictures.require_any((image,) for image in images)
-        splits = {name: [] for name in common.order_splits(row.split for row in images.values())}
-        for image, row in images.items():
-            splits[row.split].append((image, row))
-        items = {
-            name: _items(pairs, rows, arrays, path, args.on_nonfinite, pictures, report)
-            for name, pairs in splits.items()
-        }
-        return dict(items), {name: len(pairs) for name, pairs in splits.items()}
+        return [Entry(name, row.split, row.captions, {"filename": name}, row.lines) for name, row in images.items()]
 
-    return Plan(args.name or path.stem, source, read)
+    return entries.plan(args, read, [path], path.stem, OPTIONS)
 
 
 def read_table(path: Path, args: argparse.Namespace, report: Report) -> dict[str, Row]:
     """The images of the table by their value in the image column, in order of first appearance."""
-    text = common.read_text(path)
-    header_line = text.partition("\n")[0].rstrip("\r")
+    text = read_text(path, args.encoding)
+    separator = re.match(r"sep=(.)\r?\n", text)  # how Excel is told
+    text = text[separator.end() :] if separator else text
+    skipped = 1 if separator else 0
+    header_line = re.split("[\r\n]", text, maxsplit=1)[0]
     wanted = {"image": args.image_col or "image", "caption": args.caption_col or "caption"}
     if args.split_col:
         wanted["split"] = args.split_col
-    delimiter = _delimiter(header_line, args.delimiter)
+    delimiter = _delimiter(header_line, args.delimiter or (separator and separator[1]))
     csv.field_size_limit(LONGEST)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    quoted = args.quoting != "none"
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        strict=quoted,
+        skipinitialspace=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     images: dict[str, Row] = {}
     line = 1
     try:
@@ -96,20 +76,36 @@ def read_table(path: Path, args: argparse.Namespace, report: Report) -> dict[str
             columns["split"] = header.index("split")
         if "split" in columns and (args.dev or args.test):
             raise UsageError(f"{path} has a split column; --dev and --test are for tables without one.")
-        line = reader.line_num + 1
+        line = reader.line_num + 1 + skipped
         for fields in reader:
             if fields:  # the csv module gives an empty list for a blank line
                 _add_row(images, fields, header, columns, args, f"{path}, line {line}", line)
                 report.read["rows"] += 1
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + skipped
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {line}: {error}; a quoted field ends with a quote, and one inside is doubled."
+            f"{path}, line {line}: {error}; a quoted field ends with a quote, and one inside is doubled; if quotes are "
+            "plain characters in this file, give --quoting none."
         ) from None
     if not images:
         raise DataError(f"{path}: a header but no rows.")
+    images = _without_numbers(images, report)
     report.read["images"] = len(images)
     return images
+
+
+def _without_numbers(images: dict[str, Row], report: Report) -> dict[str, Row]:
+    """Flickr's ``picture.jpg#0``, ``picture.jpg#1`` ... are captions of one picture, if all images are called so."""
+    if not all(re.search(r".#\d+$", image) for image in images):
+        return images
+    report.say('image names end in "#" and a number: taken as the captions of one picture, which is called without it')
+    merged: dict[str, Row] = {}
+    for image, row in images.items():
+        name = image.rpartition("#")[0]
+        first = merged.setdefault(name, Row(row.split, [], []))
+        first.captions.extend(row.captions)
+        first.lines.extend(row.lines)
+    return merged
 
 
 def _add_row(
@@ -130,11 +126,13 @@ def _add_row(
     if not image:
         raise DataError(f"{where}: the image column is empty.")
     if "split" in columns:
-        split = common.split_name(fields[columns["split"]].strip())
+        split = fields[columns["split"]].strip()
+        if not split:
+            raise DataError(f"{where}: the split column is empty.")
     else:
-        split = draw_split(image, args.dev, args.test)
+        split = entries.draw_split(re.sub(r"(?<=.)#\d+$", "", image), args.dev, args.test)
     row = images.setdefault(image, Row(split, [], []))
-    if row.split != split:
+    if split_name(row.split) != split_name(split):
         raise DataError(f'{where}: image "{image}" is in split "{split}" here and in "{row.split}" before.')
     row.captions.append(fields[columns["caption"]].strip())
     row.lines.append(line)
@@ -160,53 +158,3 @@ def _column(path: Path, header: list[str], name: str, key: str, delimiter: str) 
     raise DataError(
         f'{path.name}: no column "{name}". It looks {word}-separated with columns: {", ".join(header)}.{hint}'
     )
-
-
-def draw_split(image: str, dev: float, test: float) -> str:
-    """A split that depends on the image's name alone, so that new rows never move an old image."""
-    draw = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") / 2**64
-    return "test" if draw < test else "dev" if draw < test + dev else "train"
-
-
-def _match_rows(arrays: dict[Path, np.ndarray], ids: str | None, images: list[str]) -> dict[str, int]:
-    """The feature row of each image: by the ids file (value or file stem), or in order of first appearance."""
-    if not arrays:
-        return {}
-    path, array = next(iter(arrays.items()))
-    names = [line.strip() for line in common.read_lines(Path(ids))] if ids else images
-    if len(names) != len(array):
-        hint = "" if ids else "; give --ids FILE with the image of each row"
-        raise DataError(f"{path}: {len(array):,} rows for {len(names):,} {'ids' if ids else 'images'}{hint}.")
-    place = {name: row for row, name in enumerate(names)}
-    rows = {image: place.get(image, place.get(Path(image).stem)) for image in images}
-    found = {image: row for image, row in rows.items() if row is not None}
-    if not found:
-        raise DataError(f'{ids}: its names ("{names[0]}" ...) fit no image; the first is "{images[0]}".')
-    return found
-
-
-def _items(
-    pairs: list[tuple[str, Row]],
-    rows: dict[str, int],
-    arrays: dict[Path, np.ndarray],
-    path: Path,
-    policy: str,
-    pictures: PictureFolder | None,
-    report: Report,
-) -> Iterator[Item]:
-    for image, row in pairs:
-        features = {}
-        if arrays:
-            if image not in rows:
-                report.add("image without features", image=image, line=row.lines[0])
-                continue
-            features = common.features_at(arrays, rows[image], policy, report, image)
-            if features is None:
-                continue
-        picture, size = None, (0, 0)
-        if pictures:
-            picture, size = pictures.find((image,), report, image, line=row.lines[0])
-        if not arrays and picture is None:
-            continue
-        captions = common.keep_captions(row.captions, report, image, path.name, row.lines)
-        yield Item(image, captions, features, None, size, picture)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from xmodal_jax.verbs.arguments import EXIT_CODES, verb
 
+KINDS = ("precomp", "karpathy", "coco", "flickr", "csv", "jsonl", "reid", "butd")
+
 
 def add_demo(verbs) -> None:
     parser = verb(
@@ -16,7 +18,8 @@ def add_demo(verbs) -> None:
 
 def add_data(verbs) -> None:
     parser = verbs.add_parser("data", help="make, import and check data sets", epilog=EXIT_CODES)
-    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar="scenes|import|check|text-features")
+    metavar = "scenes|import|check|attach|split|text-features"
+    kinds = parser.add_subparsers(dest="data_verb", required=True, metavar=metavar)
     example = "xmodal data scenes --out data/scenes"
     scenes = verb(kinds, "scenes", "data.scenes:main", "make the built-in data set", example)
     scenes.add_argument("--out", type=Path, required=True)
@@ -26,6 +29,7 @@ def add_data(verbs) -> None:
     check.add_argument("directory", type=Path)
     check.add_argument("--json", type=Path, help="also write the findings here")
     add_import(kinds)
+    add_changes(kinds)
     add_text_features(kinds)
 
 
@@ -37,8 +41,8 @@ def add_import(kinds) -> None:
         "import features and captions",
         "xmodal data import precomp f8k_precomp --out data/f8k --features ims,glob",
     )
-    parser.add_argument("kind", choices=["precomp", "karpathy", "csv", "butd"], help="layout of the source")
-    parser.add_argument("source", type=Path, help="folder (precomp) or file (the others)")
+    parser.add_argument("kind", choices=KINDS, help="layout of the source")
+    parser.add_argument("source", type=Path, help="folder (precomp; coco, butd) or file (all others)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", help="name of the data set; that of the source by default")
     parser.add_argument(
@@ -49,18 +53,47 @@ def add_import(kinds) -> None:
     )
     parser.add_argument("--images", type=Path, help="folder of pictures to attach")
     parser.add_argument("--ids", type=Path, help="ids of the feature file's rows, one a line")
-    parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json")
+    parser.add_argument(
+        "--match",
+        choices=["filename", "cocoid", "imgid"],
+        help="karpathy, butd: the name of an image that --ids or the TSV means; file name and COCO id by default",
+    )
+    parser.add_argument("--captions", type=Path, help="butd: Karpathy's dataset_*.json or COCO's captions_*.json")
     parser.add_argument("--captions-per-image", type=int, help="precomp: where it cannot be told from the files")
+    parser.add_argument(
+        "--feature-dtype",
+        choices=["float16", "bfloat16", "float32", "float64"],
+        help="what the bytes of the features are, where that is not what the file says or, in a TSV, float32",
+    )
     parser.add_argument("--on-nonfinite", choices=["error", "drop-image"], default="error")
-    parser.add_argument("--restval-to-train", action="store_true", help="karpathy, butd: restval images train too")
-    parser.add_argument("--image-col", help="csv: column of the image file names")
-    parser.add_argument("--caption-col", help="csv: column of the captions")
-    parser.add_argument("--split-col", help="csv: column of the splits")
+    parser.add_argument("--restval-to-train", action="store_true", help="restval images train too")
+    parser.add_argument("--image-col", help="csv, jsonl: column of the image file names")
+    parser.add_argument("--caption-col", help="csv, jsonl: column of the captions")
+    parser.add_argument("--split", help="coco, flickr, jsonl, reid: the split of all images, where SOURCE has none")
+    parser.add_argument("--split-col", help="csv, jsonl: column of the splits")
     parser.add_argument("--delimiter", help="csv: column separator; found out by default")
-    parser.add_argument("--dev", type=float, default=0.0, help="csv without splits: share of dev images")
-    parser.add_argument("--test", type=float, default=0.0, help="csv without splits: share of test images")
+    parser.add_argument("--quoting", choices=["minimal", "none"], default="minimal", help="csv: none: quotes are text")
+    parser.add_argument("--encoding", help="of the text files, where they are neither UTF-8 nor have a byte order mark")
+    parser.add_argument("--dev", type=float, default=0.0, help="csv, flickr, jsonl without splits: share of dev images")
+    parser.add_argument("--test", type=float, default=0.0, help="the same of test images")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="butd: stored type")
     parser.add_argument("--max-broken", type=float, default=0.01, help="butd: share of broken rows to tolerate")
+
+
+def add_changes(kinds) -> None:
+    example = "xmodal data attach data/f8k --images Flicker8k_Dataset"
+    attach = verb(kinds, "attach", "data.attach:main", "attach pictures to a prepared data set", example)
+    attach.add_argument("directory", type=Path)
+    attach.add_argument("--images", type=Path, required=True, help="folder of pictures, called by the ids of images")
+    example = "xmodal data split data/shop --by product --table products.csv --dev 0.1 --test 0.1 --out data/shop2"
+    split = verb(kinds, "split", "data.split:main", "split a prepared data set anew, without leaks", example)
+    split.add_argument("directory", type=Path)
+    split.add_argument("--out", type=Path, required=True)
+    split.add_argument("--by", default="id", help="images with one value of this column stay together; id by default")
+    split.add_argument("--table", type=Path, help="CSV or TSV with the columns image and that of --by")
+    split.add_argument("--dev", type=float, default=0.0, help="share of dev")
+    split.add_argument("--test", type=float, default=0.0, help="share of test")
+    split.add_argument("--encoding", help="of the table, where it is not UTF-8")
 
 
 def add_text_features(kinds) -> None:
