@@ -194,10 +194,10 @@ def test_a_score_that_falls_with_the_inner_product_is_none():
     falling: Any = Linear(-2)
     random = np.random.default_rng(0)
     images, texts = random.normal(size=(6, 4)), random.normal(size=(5, 4))
-    assert index.dot_of(rising, images, texts) == pytest.approx((2, 3))
-    assert index.dot_of(rising, images[:1], texts) is None  # too few to tell
-    assert index.dot_of(rising, images, texts[:, :3]) is None
-    assert index.dot_of(falling, images, texts) is None
+    assert galleries.dot_of(rising, images, texts) == pytest.approx((2, 3))
+    assert galleries.dot_of(rising, images[:1], texts) is None  # too few to tell
+    assert galleries.dot_of(rising, images, texts[:, :3]) is None
+    assert galleries.dot_of(falling, images, texts) is None
 
 
 KILLED = """

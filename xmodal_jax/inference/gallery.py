@@ -71,6 +71,25 @@ def pooled(embedding: Embedding) -> np.ndarray:
     return vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
 
 
+def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
+    """(a, b) where every score of these items is a times the inner product of two vectors plus b, and a positive.
+
+    Of fewer than eight pairs nothing is concluded.
+    """
+    if isinstance(images, Mapping) or isinstance(texts, Mapping) or images.shape[1:] != texts.shape[1:]:
+        return None
+    score = bundle.score(images, texts).astype(np.float64).ravel()
+    inner = (images.astype(np.float64) @ texts.astype(np.float64).T).ravel()
+    spread = np.ptp(inner)
+    if images.ndim != 2 or len(inner) < 8 or not spread > 0:
+        return None
+    a, b = np.polyfit(inner, score, 1)
+    if a > 0 and np.abs(a * inner + b - score).max() <= 1e-5 * max(np.ptp(score), 1e-30) + 1e-6 * np.abs(score).max():
+        exact = max(abs(a - 1), abs(b)) < 1e-5  # what the fit rounds is not part of the score
+        return (1.0, 0.0) if exact else (float(a), float(b))
+    return None
+
+
 class Side:
     """The images or the texts of a gallery: arrays by name, [N, ...] each, and one line of JSON an item."""
 

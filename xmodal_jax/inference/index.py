@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -74,25 +75,6 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in records.pictures]
     about["folder"] = str(folder)
     return Items(about, records.ids, records.captions, pictures, records.sizes.tolist(), read)
-
-
-def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
-    """(a, b) where every score of these items is a times the inner product of two vectors plus b, and a positive.
-
-    Of fewer than eight pairs nothing is concluded.
-    """
-    if isinstance(images, Mapping) or isinstance(texts, Mapping) or images.shape[1:] != texts.shape[1:]:
-        return None
-    score = bundle.score(images, texts).astype(np.float64).ravel()
-    inner = (images.astype(np.float64) @ texts.astype(np.float64).T).ravel()
-    spread = np.ptp(inner)
-    if images.ndim != 2 or len(inner) < 8 or not spread > 0:
-        return None
-    a, b = np.polyfit(inner, score, 1)
-    if a > 0 and np.abs(a * inner + b - score).max() <= 1e-5 * max(np.ptp(score), 1e-30) + 1e-6 * np.abs(score).max():
-        exact = max(abs(a - 1), abs(b)) < 1e-5  # what the fit rounds is not part of the score
-        return (1.0, 0.0) if exact else (float(a), float(b))
-    return None
 
 
 def decoding_of(bundle: Bundle) -> dict[str, Any] | None:
@@ -205,7 +187,7 @@ class Builder:
         texts = self.bundle.embed_texts(self.captions[:PROBES] or ["a"])
         pair = zip(galleries.SIDES, (images, texts), strict=True)
         leaves = {side: list(galleries.parts_of(embedding)) for side, embedding in pair}
-        dot = dot_of(self.bundle, take(images, slice(PROBES)), texts)
+        dot = galleries.dot_of(self.bundle, take(images, slice(PROBES)), texts)
         if self.coarse is not None:
             if dot:
                 raise UsageError(
@@ -392,11 +374,14 @@ def main(args: argparse.Namespace) -> int:
     bundle = load(args.bundle)
     coarse = load(args.coarse) if args.coarse else None
     names = list(dict.fromkeys([*bundle.features, *(coarse.features if coarse else ())]))
-    manifest = build(args.out, bundle, items_of(args.data, args.split, names), coarse=coarse, dtype=args.dtype)
+    items = items_of(args.data, args.split, names)
+    manifest = build(args.out, bundle, items, coarse=coarse, dtype=args.dtype)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     counts = manifest["counts"]
     how = "inner products" if manifest["dot"] else "coarse search, then the full score"
     held = f"{counts['images']:,} images and {counts['texts']:,} captions, {size / 1e6:.1f} MB"
     print(f"{args.out}: {held}, ranked by {how}")
-    print(f'next: xmodal search {args.out} "a dog on the beach"')
+    caption = next((text for captions in items.captions for text in captions if text.isprintable()), None)
+    query = shlex.quote(caption) if caption else f"--image {shlex.quote(items.ids[0])}"
+    print(f"next: xmodal search {shlex.quote(str(args.out))} {query}")
     return 0

@@ -26,7 +26,7 @@ ASSETS = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 ASKED = ("/search", "/search/picture", "/attend", "/caption", "/caption/picture", "/paraphrase")
-ROUTES = frozenset((*ASKED, "/healthz", "/metrics", *ASSETS))
+ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/metrics", *ASSETS))
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 TEXT, MOST = 2000, 1000  # characters of a query, answers to it
 RETRY = {"Retry-After": "1"}
@@ -164,6 +164,7 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     async def search(asked: Text | Item) -> dict[str, Any]:
         state = live.state
         if isinstance(asked, Text):
+            state.searcher.check_known(asked.text)  # before it is put together with the questions of others
             return await run(state, "text", state.by_text, (asked.text, asked.k))
         return await run(state, "item", state.by_item, (row_of(state, asked.item), asked.k))
 
@@ -212,6 +213,10 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         if not state.speaks_of_sentences:
             raise Missing(f'The system "{state.system}" has no decoder that puts sentences in other words.')
         return await run(state, "paraphrase", state.paraphrase, asked.text)
+
+    @app.get("/examples", summary="Sentences to ask this gallery, and some of its images")
+    async def examples() -> dict[str, Any]:
+        return live.state.examples()
 
     @app.get("/items/{row}", responses=FAULTS, summary="What is known of an image")
     async def item(row: int) -> dict[str, Any]:

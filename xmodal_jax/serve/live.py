@@ -14,13 +14,14 @@ import numpy as np
 from xmodal_jax.errors import XmodalError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import take
-from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
+from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.inference.search import Hit, Searcher
 from xmodal_jax.inference.shapes import SIZES, WORDS
 from xmodal_jax.serve.batcher import BATCH
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
+SENTENCE, SAMPLES = 80, 12  # characters of an example, and how many images are shown beside
 LOOK = 2.0  # seconds between looks at the manifest
 
 
@@ -54,11 +55,13 @@ class State:
 
     def by_text(self, asked: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         """Ranked images of sentences."""
-        ranked = self.searcher.by_text([text for text, _ in asked], max(k for _, k in asked))
+        most = max(k for _, k in asked)
+        ranked = self.searcher.by_text([text for text, _ in asked], most)
         return [
             {
                 "kind": "images",
                 "unknown": self.gallery.bundle.unknown(text),
+                **self._scored(self.gallery.images, most),
                 "hits": [self._image(hit) for hit in hits[:k]],
             }
             for (text, k), hits in zip(asked, ranked, strict=True)
@@ -70,15 +73,18 @@ class State:
         for row, k in asked:
             captions = set(self.gallery.images.lines[row]["captions"])
             hits = self.searcher.by_image(row, k)
-            answers.append(
-                {"kind": "captions", "hits": [self._caption(hit) | {"own": hit.row in captions} for hit in hits]}
-            )
+            found = [self._caption(hit) | {"own": hit.row in captions} for hit in hits]
+            answers.append({"kind": "captions", **self._scored(self.gallery.texts, k), "hits": found})
         return answers
 
     def by_picture(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
         """Ranked captions of new pictures."""
         return [
-            {"kind": "captions", "hits": [self._caption(hit) for hit in self.searcher.by_image(pixels, k)]}
+            {
+                "kind": "captions",
+                **self._scored(self.gallery.texts, k),
+                "hits": [self._caption(hit) for hit in self.searcher.by_image(pixels, k)],
+            }
             for pixels, k in asked
         ]
 
@@ -99,6 +105,7 @@ class State:
                     "words": words,
                     "boxes": np.round(boxes[real].astype(np.float64), 4).tolist(),
                     "weights": np.round(share.T.astype(np.float64), 4).tolist(),
+                    "uniform": round(1 / max(int(real.sum()), 1), 4),
                     "score": float(bundle.score(take(image, slice(0, 1)), sentence)[0, 0]),
                     "unknown": bundle.unknown(text),
                 }
@@ -146,6 +153,18 @@ class State:
 
     def picture(self, row: int) -> Path | None:
         return self.gallery.picture(row)
+
+    def examples(self) -> dict[str, Any]:
+        """Sentences that this gallery has an answer to, and some of its images, spread over it."""
+        texts, bundle = self.gallery.texts.lines, self.gallery.bundle
+        rows = np.linspace(0, len(texts) - 1, 50).astype(int) if texts else []
+        captions = [texts[row]["caption"] for row in rows]
+        fit = [text for text in captions if 0 < len(text) <= SENTENCE and not bundle.unknown(text)]
+        images = np.unique(np.linspace(0, self.count - 1, SAMPLES).astype(int)) if self.count else []
+        return {"sentences": list(dict.fromkeys(fit))[:3], "images": [self.describe(int(row)) for row in images]}
+
+    def _scored(self, side: Side, k: int) -> dict[str, int]:
+        return {"scored": self.searcher.scored(side, k), "of": len(side)}
 
     def _image(self, hit: Hit) -> dict[str, Any]:
         known = self.describe(hit.row)
