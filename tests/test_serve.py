@@ -429,7 +429,6 @@ def test_a_gallery_is_swapped_whole_and_a_broken_one_is_not_taken(folder, tmp_pa
     assert "still the old gallery" in capsys.readouterr().err
     shutil.rmtree(here)
     other.rename(here)
-    live._refused = ""
     assert live.look()
     assert (live.state.count, live.swaps) == (5, 1)
     assert len(old.by_text([("a", 1000)])[0]["hits"]) == galleries.COUNT  # who asked before still gets all of the old

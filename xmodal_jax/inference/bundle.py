@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,22 +54,24 @@ class Bundle:
 
     def __init__(self, path: Path, *, verify: bool = True):
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         self.path = path
         self.manifest = layout.read_manifest(path, layout.FORMAT, layout.VERSION, AGAIN)
-        if verify:
-            layout.check_files(path, self.manifest, AGAIN)
-        self.config: dict[str, Any] = json.loads((path / layout.CONFIG).read_text(encoding="utf-8"))
-        known = self.manifest["vocabulary"] is not None
-        self.vocabulary = Vocabulary.load(path / layout.VOCABULARY) if known else None
-        try:
-            parameters = jax.device_put(load_file(path / layout.PARAMETERS))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
-        self.functions = Functions(path, self.manifest, parameters)
-        self.features: dict[str, list[Any]] = self.manifest["features"]
-        self.lengths: list[int] = self.manifest["lengths"]
+        with layout.fitting(path, AGAIN):
+            if verify:
+                layout.check_files(path, self.manifest, AGAIN)
+            self.config: dict[str, Any] = layout.read_json(path / layout.CONFIG, AGAIN)
+            known = self.manifest["vocabulary"] is not None
+            self.vocabulary = Vocabulary.load(path / layout.VOCABULARY) if known else None
+            try:
+                # Read, not mapped: a mapped file that somebody cuts short ends the process.
+                parameters = jax.device_put(load((path / layout.PARAMETERS).read_bytes()))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
+            self.functions = Functions(path, self.manifest, parameters)
+            self.features: dict[str, list[Any]] = self.manifest["features"]
+            self.lengths: list[int] = self.manifest["lengths"]
 
     def __repr__(self) -> str:
         reads = ", ".join(f"{name} {shape}" for name, shape in self.features.items())

@@ -12,7 +12,7 @@
       texts/..., texts.jsonl {"caption", "image": row of images}
       cache/               engines keep rebuildable indices here; not part of the manifest
 
-Arrays are memory-mapped. Pictures are not copied.
+Arrays stay on disk and are read row by row. Pictures are not copied.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import Bundle, Embedding, load
+from xmodal_jax.inference.stored import Stored
 
 FORMAT, VERSION = "xmodal_jax gallery", 1
 AGAIN = "index the data again with `xmodal index`, or fetch the gallery again"
@@ -103,13 +104,9 @@ class Side:
     def __len__(self) -> int:
         return self.count
 
-    def _open(self, leaf: str) -> np.ndarray:
+    def _open(self, leaf: str) -> Stored:
         path = self.folder / file_of(self.name, leaf)
-        try:
-            # An empty file cannot be mapped.
-            array = np.load(path, mmap_mode="r" if self.count else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}.") from None
+        array = Stored(path, AGAIN)
         if len(array) != self.count:
             raise CheckpointError(f"{path} has {len(array):,} rows, not {self.count:,}; {AGAIN}.")
         return array
@@ -127,7 +124,7 @@ class Side:
         return lines
 
     @property
-    def vectors(self) -> np.ndarray:
+    def vectors(self) -> Stored:
         """[N, D] what engines search: the embedding where scores are inner products, else the coarse vectors."""
         return next(iter(self.leaves.values())) if self.coarse is None else self.coarse
 
@@ -139,7 +136,7 @@ class Side:
 
     def take(self, rows: Any) -> dict[str, np.ndarray]:
         """The embedding of the items ``rows``, read from disk."""
-        return {name: np.asarray(leaf[rows]) for name, leaf in self.leaves.items()}
+        return {name: leaf[rows] for name, leaf in self.leaves.items()}
 
 
 class Gallery:
@@ -158,11 +155,12 @@ class Gallery:
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True, pictures: Path | None = None):
         self.path = Path(path)
         self.manifest = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)
-        if verify:
-            layout.check_files(self.path, self.manifest, AGAIN)
-        self.folder = Path(pictures or self.manifest["data"]["folder"])
-        self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
-        self._check_lines()
+        with layout.fitting(self.path, AGAIN):
+            if verify:
+                layout.check_files(self.path, self.manifest, AGAIN)
+            self.folder = Path(pictures or self.manifest["data"]["folder"])
+            self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
+            self._check_lines()
 
     def __repr__(self) -> str:
         return f"<xmodal_jax gallery {self.path}: {len(self.images):,} images, {len(self.texts):,} texts>"

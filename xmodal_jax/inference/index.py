@@ -115,11 +115,23 @@ class Arrays:
     def _open(self, leaf: str, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
         path = self.folder / galleries.file_of(self.side, leaf)
         if self.fresh:
-            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            return self._reserved(path, dtype, shape)
         try:
             return np.lib.format.open_memmap(path, mode="r+")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); remove {self.folder} and start anew.") from None
+
+    @staticmethod
+    def _reserved(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
+        """A new mapped array that has its place on the disk: a full one would end the process, later, with SIGBUS."""
+        try:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be made ({error.strerror}); choose another --out.") from None
+        return array
 
     def flush(self) -> None:
         for array in self.arrays.values():

@@ -237,7 +237,7 @@ class Searcher:
         scores, rows = ([row[o] for row, o in zip(part, order, strict=True)] for part in (scores, rows))
         return scores, rows
 
-    def _leaves(self, side: Side) -> list[np.ndarray]:
+    def _leaves(self, side: Side) -> list[Any]:
         gives = self.bundle.manifest["functions"]["encode_image" if side is self.gallery.images else "encode_text"]
         return [side.leaves[leaf["name"]] for leaf in gives["gives"]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import DataError, XmodalError
+from xmodal_jax.errors import CheckpointError, DataError, XmodalError
 from xmodal_jax.serve.batcher import Batcher, Full
 from xmodal_jax.serve.guard import Metrics
 from xmodal_jax.serve.live import Live, State
@@ -96,6 +97,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     421: {"model": Fault, "description": "The host name is not that of this machine."},
     422: {"model": Fault, "description": "A value is missing, wrong or out of its limits."},
     429: {"model": Fault, "description": "Too many requests wait; try again after Retry-After seconds."},
+    503: {"model": Fault, "description": "The gallery cannot be read at the moment."},
 }
 
 A_PICTURE = {
@@ -151,6 +153,9 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
 
     @app.exception_handler(XmodalError)
     async def refused(_: Request, error: Exception) -> Response:
+        if isinstance(error, CheckpointError):  # of the gallery, not of the question; it names files of this machine
+            print(f"serve: {error}", file=sys.stderr, flush=True)
+            return fault(503, "The gallery cannot be read at the moment; try again later.")
         return fault(422, str(error))
 
     @app.exception_handler(RequestValidationError)

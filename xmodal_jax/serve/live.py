@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import XmodalError
+from xmodal_jax.errors import DataError, XmodalError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
@@ -95,7 +96,8 @@ class State:
             image, bundle = self.gallery.images.take([row]), self.gallery.bundle
             sentence = bundle.embed_texts([text])
             weight = bundle.attend(image, sentence)[0, 0]
-            boxes = np.asarray(self.gallery.images.boxes[row], np.float32)  # type: ignore[index]
+            assert self.gallery.images.boxes is not None  # else nothing attends
+            boxes = self.gallery.images.boxes[row].astype(np.float32)
             real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             words = self.gallery.bundle.split(text)[: weight.shape[1] - 2]
             shown = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
@@ -152,7 +154,11 @@ class State:
         return known | {"size": line.get("size", [0, 0]), "said": line.get("said")}
 
     def picture(self, row: int) -> Path | None:
-        return self.gallery.picture(row)
+        """Where the picture of an image may be read; None also where its path leads out of the data set by a link."""
+        try:
+            return self.gallery.picture(row)
+        except DataError:
+            return None
 
     def examples(self) -> dict[str, Any]:
         """Sentences that this gallery has an answer to, and some of its images, spread over it."""
@@ -191,6 +197,14 @@ def open_state(path: Path, engine: str = "exact", rerank: int | str | None = Non
     return state
 
 
+def _seen(path: Path, manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a look at a gallery on disk from the one before: files that are still being copied change it."""
+    names = sorted(manifest["files"])
+    files = [path / name for name in names]
+    stats = [file.stat() if file.is_file() else None for file in files]
+    return manifest["sha256"], *((stat.st_size, stat.st_mtime_ns, stat.st_ino) if stat else None for stat in stats)
+
+
 class Live:
     """The state that answers now. A gallery that is replaced on disk replaces it when it is ready, in one assignment.
 
@@ -203,29 +217,41 @@ class Live:
         self.path, self._open = path, open
         self.state = open(path)
         self.swaps = 0
-        self._refused = ""
+        self._refused: Any = None  # what was on disk when it was last found broken
+        self._told = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gallery", daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK):
-            self.look()
+            with contextlib.suppress(Exception):  # even where nothing can be printed any more
+                self.look()
 
     def look(self) -> bool:
         """Take up a gallery that has changed; whether one was taken up. A broken one leaves the old one in place."""
         try:
-            found = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)["sha256"]
-            if found in (self.state.gallery.fingerprint, self._refused):
+            manifest = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)
+            if manifest["sha256"] == self.state.gallery.fingerprint:
+                return False
+            found = _seen(self.path, manifest)
+            if found == self._refused:
                 return False
             self._refused = found
             self.state = self._open(self.path)
             self.swaps += 1
-            print(f"serve: {self.path} has changed: {self.state.count:,} images now", file=sys.stderr, flush=True)
+            self._tell(f"{self.path} has changed: {self.state.count:,} images now")
             return True
-        except (XmodalError, OSError) as error:  # in the middle of being replaced, or damaged
-            print(f"serve: still the old gallery ({error})", file=sys.stderr, flush=True)
+        except Exception as error:  # in the middle of being replaced, or damaged in any way; the next look may do
+            reason = str(error) if isinstance(error, XmodalError | OSError) else f"{type(error).__name__}: {error}"
+            self._tell(f"still the old gallery ({reason})")
             return False
+
+    def _tell(self, line: str) -> None:
+        """Print what has not just been printed."""
+        if line != self._told:
+            self._told = line
+            print(f"serve: {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._stop.set()
