@@ -20,6 +20,7 @@ from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
 AGAIN = "export it again with `xmodal export`, or fetch it again"
+LARGEST = 10_000_000  # of a number in a manifest
 PAIRS = 1 << 14  # scored at a time where items have parts
 GREEDY = Decoding()
 
@@ -71,7 +72,11 @@ class Bundle:
                 raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
             self.functions = Functions(path, self.manifest, parameters)
             self.features: dict[str, list[Any]] = self.manifest["features"]
-            self.lengths: list[int] = self.manifest["lengths"]
+            self.lengths: list[int] = [int(length) for length in self.manifest["lengths"]]
+            sizes = [*self.lengths, int(self.manifest["regions"]), int(self.manifest["tokens"])]
+            missing = {"system", "text", "text_models", "extractor", "functions", "made_with"} - set(self.manifest)
+            if missing or not self.lengths or not all(0 <= size <= LARGEST for size in sizes):
+                raise ValueError(f"its sizes are {sizes}" if not missing else f"it lacks {', '.join(missing)}")
 
     def __repr__(self) -> str:
         reads = ", ".join(f"{name} {shape}" for name, shape in self.features.items())

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import Bundle, Embedding, load
@@ -37,6 +38,8 @@ AGAIN = "index the data again with `xmodal index`, or fetch the gallery again"
 SIDES = ("images", "texts")
 COARSE, BOXES, CACHE = "coarse", "boxes", "cache"
 BUNDLE, COARSE_BUNDLE = "bundle", "coarse_bundle"
+LINE = 1 << 20  # bytes that are known of an item
+KEYS = ("id", "captions", "picture", "size", "said", "caption", "image")
 WHOLE = ("embedding", "whole", "query")  # parts of an embedding that stand for the item by themselves
 
 
@@ -115,9 +118,15 @@ class Side:
     def lines(self) -> list[dict[str, Any]]:
         """What is known of each item."""
         path = self.folder / f"{self.name}.jsonl"
+        lines: list[dict[str, Any]] = []
         try:
-            lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-        except (OSError, ValueError, RecursionError) as error:
+            with path.open("rb") as file:
+                while line := file.readline(LINE + 1):
+                    if len(line) > LINE or len(lines) >= self.count:
+                        raise ValueError(f"line {len(lines) + 1:,} is longer than {LINE:,} bytes or one too many")
+                    content = json.loads(line)
+                    lines.append({key: content[key] for key in KEYS if key in content})
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}.") from None
         if len(lines) != self.count:
             raise CheckpointError(f"{path} has {len(lines):,} lines, not {self.count:,}; {AGAIN}.")
@@ -145,22 +154,46 @@ class Gallery:
     Args:
         path: the folder.
         verify: hold every file against its SHA-256 first.
-        pictures: the data set's folder, where it has moved since indexing.
+        pictures: the data set's folder, where it has moved since indexing. Without it, pictures are taken from the
+            gallery itself, or from the folder it names if the data set that was indexed lies there: a gallery from a
+            stranger must not make a service show other folders of its host.
 
     Raises:
         CheckpointError: not a gallery, or one that has changed since it was written.
         DataError: it names a picture outside the data set's folder.
+        UsageError: ``pictures`` is not a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True, pictures: Path | None = None):
         self.path = Path(path)
+        if pictures is not None and not Path(pictures).is_dir():
+            raise UsageError(f"--pictures {pictures} is not a folder; give that of the data set.")
         self.manifest = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)
         with layout.fitting(self.path, AGAIN):
             if verify:
                 layout.check_files(self.path, self.manifest, AGAIN)
-            self.folder = Path(pictures or self.manifest["data"]["folder"])
+            self.folder = Path(pictures) if pictures else self._data_folder()
             self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
             self._check_lines()
+
+    def _data_folder(self) -> Path | None:
+        """The folder that the manifest names, if it is in the gallery or holds the data set that was indexed."""
+        about = self.manifest["data"]
+        folder = Path(about["folder"])
+        try:
+            if folder.resolve().is_relative_to(self.path.resolve()):
+                return folder
+            return folder if open_dataset(folder).identity == about["manifest"] else None
+        except (DataError, OSError, KeyError, TypeError, AttributeError):  # no data set, or a damaged one
+            return None
+
+    @property
+    def note(self) -> str | None:
+        """A sentence where pictures are left out, because it is not known where they lie."""
+        if self.folder is not None or all(line["picture"] is None for line in self.images.lines):
+            return None
+        named = str(self.manifest["data"]["folder"])[:200]
+        return f"no pictures: {named!r} is not the data set that was indexed; name its folder with --pictures"
 
     def __repr__(self) -> str:
         return f"<xmodal_jax gallery {self.path}: {len(self.images):,} images, {len(self.texts):,} texts>"
@@ -205,7 +238,7 @@ class Gallery:
             DataError: its path leaves the data set's folder.
         """
         name = self.images.lines[row]["picture"]
-        if name is None:
+        if name is None or self.folder is None:
             return None
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder.resolve()):
@@ -224,6 +257,8 @@ class Gallery:
                     raise ValueError
                 if not all(0 <= text < texts for text in line["captions"]):
                     raise ValueError
+                if "size" in line and [type(side) for side in line["size"]] != [int, int]:
+                    raise ValueError
             if not all(0 <= line["image"] < images and isinstance(line["caption"], str) for line in self.texts.lines):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
@@ -231,4 +266,4 @@ class Gallery:
 
     def _outside(self, row: int) -> str:
         line = self.images.lines[row]
-        return f'the picture of image "{line["id"]}" lies outside {self.folder} ({line["picture"]}); {AGAIN}.'
+        return f'the picture of image "{line["id"]}" lies outside its data set ({line["picture"]}); {AGAIN}.'

@@ -181,13 +181,17 @@ class State:
         return {"row": hit.row, "caption": line["caption"], "item": line["image"], "score": round(float(hit.score), 4)}
 
 
-def open_state(path: Path, engine: str = "exact", rerank: int | str | None = None) -> State:
-    """A gallery whose answers are compiled and tried.
+def open_state(
+    path: Path, engine: str = "exact", rerank: int | str | None = None, pictures: Path | None = None
+) -> State:
+    """A gallery whose answers are compiled and tried; its data set lies in ``pictures``, if that is given.
 
     Raises:
         XmodalError: as the gallery and the engine do.
     """
-    gallery = Gallery(path)
+    gallery = Gallery(path, pictures=pictures)
+    if gallery.note:
+        print(f"serve: {gallery.note}", file=sys.stderr, flush=True)
     searcher = Searcher(gallery, engine=engine, rerank=rerank)
     searcher.warm()
     for k in (50, 1000):  # more candidates are scored at once

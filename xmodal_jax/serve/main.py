@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     token = os.environ.get("XMODAL_TOKEN") or None
     check_address(args.host, args.port, token)
     print(f"serve: opening {args.gallery} and compiling; the first query is then as fast as the others", flush=True)
-    live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank))
+    live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank, args.pictures))
     batcher, metrics = Batcher(most=args.queue), Metrics()
     app: Any = make_app(live, batcher, metrics, deadline=args.deadline)
     guarded = Guard(app, metrics=metrics, routes=ROUTES, token=token, loopback=args.host in LOOPBACK)

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
         rerank = args.rerank if args.rerank in (None, "all") else int(args.rerank)
     except ValueError:
         rerank = args.rerank
-    gallery = Gallery(args.gallery)
+    gallery = Gallery(args.gallery, pictures=args.pictures)
     searcher = Searcher(gallery, engine=args.engine, rerank=rerank)
     if args.measure:
         from xmodal_jax.inference.measure import measure, print_measured
@@ -71,6 +71,8 @@ def main(args: argparse.Namespace) -> int:
         unknown = searcher.unknown(args.text)
         searcher.check_known(args.text)
     scored = searcher.scored(side, args.k)
+    if gallery.note and args.json:
+        print(printable(gallery.note), file=sys.stderr)
     if args.json:
         query = {"text": args.text} if args.image is None else {"image": args.image}
         facts = {"query": query, "unknown": unknown, "scored": scored, "of": len(side)}
