@@ -51,8 +51,9 @@ def read_picture(source: Any, side: int | None = None) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{name}: no such picture.") from None
     except Exception as error:  # decoders raise of everything on broken files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} picture ({reason}).") from None
+        # What decoders say of bytes speaks of Python's objects.
+        reason = f" ({error})".splitlines()[0] if str(error) and not isinstance(source, bytes) else ""
+        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} picture{reason}.") from None
 
 
 def scenes(picture: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, field_validator
 
 from xmodal_jax import __version__
 from xmodal_jax.errors import CheckpointError, DataError, XmodalError
 from xmodal_jax.serve.batcher import Batcher, Full
 from xmodal_jax.serve.guard import Metrics
 from xmodal_jax.serve.live import Live, State
+from xmodal_jax.serve.words import docs_of, fault_of
 
 PAGE = Path(__file__).parent / "page"
 ASSETS = {
@@ -27,8 +29,9 @@ ASSETS = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 ASKED = ("/search", "/search/picture", "/attend", "/caption", "/caption/picture", "/paraphrase")
-ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/metrics", *ASSETS))
+ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/readyz", "/docs", "/openapi.json", "/metrics", *ASSETS))
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+DECODERS = 2  # pictures that are decoded at a time: one of 20 million pixels takes some 100 MB
 TEXT, MOST = 2000, 1000  # characters of a query, answers to it
 RETRY = {"Retry-After": "1"}
 
@@ -62,6 +65,12 @@ class Item(Asked):
 
     item: Row
     k: Number = 20
+
+
+Question = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Item, Tag("item")],
+    Discriminator(lambda body: "item" if isinstance(body, dict) and "item" in body else "text"),
+]
 
 
 class Pair(Asked):
@@ -124,6 +133,8 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         title="xmodal_jax", version=__version__, description="Image-text search.", docs_url=None, redoc_url=None
     )
 
+    decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="pixels")
+
     async def run(state: State, kind: str, work: Callable[[list[Any]], list[Any]], item: Any) -> Any:
         return await batcher.ask((id(state), kind), work, item, deadline)
 
@@ -137,7 +148,7 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             raise Missing("This gallery's system reads ready-made features, so it cannot look at a new picture.")
         if not body:
             raise DataError("The body holds no picture.")
-        return await asyncio.to_thread(state.read, body)
+        return await asyncio.get_running_loop().run_in_executor(decoders, state.read, body)
 
     def check_captions(state: State) -> None:
         if not state.speaks_of_images:
@@ -161,12 +172,15 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]  # never the input itself: it may be anything, NaN included
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return fault(400 if first["type"] == "json_invalid" else 422, f"{where}: {first['msg']}".lstrip(": "))
+        first = error.errors()[0]
+        return fault(400 if first["type"] == "json_invalid" else 422, fault_of(first))
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, __: Exception) -> Response:
+        return fault(500, "Something is wrong with this service; its log says what.")
 
     @app.post("/search", responses=FAULTS, summary="Rank images by a sentence, or captions by an image")
-    async def search(asked: Text | Item) -> dict[str, Any]:
+    async def search(asked: Question) -> dict[str, Any]:
         state = live.state
         if isinstance(asked, Text):
             state.searcher.check_known(asked.text)  # before it is put together with the questions of others
@@ -240,6 +254,14 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     @app.get("/healthz", summary="Whether the service is up, and what it serves")
     async def healthz() -> dict[str, Any]:
         return {"status": "ok", **live.state.facts()}
+
+    @app.get("/readyz", responses={503: FAULTS[503]}, summary="Whether a question would be taken now")
+    async def readyz() -> Response:
+        return JSONResponse({"status": "ready"}) if batcher.ready else fault(503, "The queue takes nothing now.")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_of(app.openapi()))
 
     @app.get("/metrics", response_class=PlainTextResponse, summary="Counters in the form of Prometheus")
     async def metrics_text() -> str:
