@@ -20,9 +20,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.errors import CheckpointError, NumericError, UsageError
+from xmodal_jax.errors import CheckpointError, UsageError, XmodalError
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import layout
+from xmodal_jax.inference.arrays import Arrays
 from xmodal_jax.inference.bundle import GREEDY, Bundle, Embedding, load, take
 from xmodal_jax.progress import Progress
 
@@ -43,6 +44,7 @@ class Items(NamedTuple):
     pictures: Sequence[str | None]
     sizes: Sequence[Sequence[int]]
     read: Callable[[int], Iterator[Read]]  # from this block on, BLOCK images each: features, mask [B, R], boxes
+    regions: int = 1  # the most that an image has
 
 
 def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
@@ -58,6 +60,7 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     dataset = open_dataset(data)
     records = dataset.split(split)
     known = dataset.manifest["features"]
+    most = max((known[name]["regions"][1] for name in features if "regions" in known.get(name, {})), default=1)
     boxes = bool(dataset.manifest.get("boxes")) and any("regions" in known.get(name, {}) for name in features)
     reader = FeatureReader(records, features, boxes=boxes)
 
@@ -74,68 +77,13 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     about = {"name": dataset.manifest["name"], "manifest": dataset.identity, "split": split}
     pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in records.pictures]
     about["folder"] = str(folder)
-    return Items(about, records.ids, records.captions, pictures, records.sizes.tolist(), read)
+    return Items(about, records.ids, records.captions, pictures, records.sizes.tolist(), read, most)
 
 
 def decoding_of(bundle: Bundle) -> dict[str, Any] | None:
     """How the sentences that are kept of images are made, None where the system does not speak of images."""
     speaks = "begin_image" in bundle.manifest["functions"]
     return {"method": GREEDY.method, "longest": GREEDY.longest} if speaks else None
-
-
-class Arrays:
-    """The arrays of one side, made at full size by the first block, and opened again when work goes on."""
-
-    def __init__(self, folder: Path, side: str, count: int, dtype: str, fresh: bool):
-        self.folder, self.side, self.count, self.dtype, self.fresh = folder, side, count, np.dtype(dtype), fresh
-        self.arrays: dict[str, np.memmap] = {}
-        (folder / side).mkdir(exist_ok=True)
-
-    def put(self, rows: np.ndarray, parts: Mapping[str, np.ndarray], name: Callable[[int], str]) -> None:
-        """Write the items ``rows``; narrower ones than the first are padded with zeros.
-
-        Raises:
-            NumericError: a value that is not finite in the stored type.
-        """
-        for leaf, value in parts.items():
-            stored = self.dtype if value.dtype.kind == "f" else value.dtype
-            array = self.arrays.get(leaf)
-            if array is None:
-                array = self.arrays[leaf] = self._open(leaf, stored, (self.count, *value.shape[1:]))
-            with np.errstate(over="ignore"):
-                value = value.astype(stored)
-            if stored.kind == "f" and not np.isfinite(value).all():
-                bad = int(np.argmin(np.isfinite(value).reshape(len(value), -1).all(1)))
-                raise NumericError(
-                    f'"{leaf}" of {name(int(rows[bad]))} is not finite as {stored}; check the features with '
-                    "`xmodal data check`, or index with --dtype float32."
-                )
-            array[(rows, *(slice(size) for size in value.shape[1:]))] = value
-
-    def _open(self, leaf: str, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
-        path = self.folder / galleries.file_of(self.side, leaf)
-        if self.fresh:
-            return self._reserved(path, dtype, shape)
-        try:
-            return np.lib.format.open_memmap(path, mode="r+")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); remove {self.folder} and start anew.") from None
-
-    @staticmethod
-    def _reserved(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
-        """A new mapped array that has its place on the disk: a full one would end the process, later, with SIGBUS."""
-        try:
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            if hasattr(os, "posix_fallocate"):
-                with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be made ({error.strerror}); choose another --out.") from None
-        return array
-
-    def flush(self) -> None:
-        for array in self.arrays.values():
-            array.flush()
 
 
 class State:
@@ -251,7 +199,7 @@ class Builder:
     def _boxes(self, arrays: Arrays, rows: np.ndarray, boxes: np.ndarray) -> None:
         name = galleries.BOXES
         if name not in arrays.arrays:  # in float32 whatever the type of the rest
-            arrays.arrays[name] = arrays._open(name, np.dtype(np.float32), (arrays.count, *boxes.shape[1:]))
+            arrays.arrays[name] = arrays.open(name, np.dtype(np.float32), (arrays.count, *boxes.shape[1:]))
         arrays.arrays[name][rows] = boxes
 
     def texts(self, progress: Progress) -> None:
@@ -340,6 +288,9 @@ def build(
     """
     if not len(items.ids):
         raise UsageError(f'Split "{items.about["split"]}" has no images to index.')
+    for user in (bundle, coarse):
+        if user is not None:
+            user.check_regions(items.regions)
     job = {
         "bundle": bundle.fingerprint,
         "coarse": coarse.fingerprint if coarse else None,
@@ -363,7 +314,12 @@ def build(
     except OSError as error:
         raise CheckpointError(f"{out} cannot be made ({error.strerror}); choose another --out.") from None
     with _lock(partial):
-        work = Builder(partial, bundle, items, coarse, dtype, job)
+        try:
+            work = Builder(partial, bundle, items, coarse, dtype, job)
+        except XmodalError:  # nothing has been claimed that a later try, without this mistake, could not have
+            if not (partial / STATE).exists():
+                shutil.rmtree(partial)
+            raise
         done = sum(
             min(work.state.done[side] * BLOCK, count)
             for side, count in zip(galleries.SIDES, (len(items.ids), len(work.captions)), strict=True)
