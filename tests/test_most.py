@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import planted
+from test_convert import build
 from test_export import CARD, LONG, WORDS, draw, live, sides
 from test_gallery import bundle_of
 
@@ -90,3 +91,13 @@ def test_adapt_with_the_original_padding_is_exported(direction, tmp_path):
             assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
     over = " ".join(rng.choice(WORDS, 60))
     assert np.isfinite(m.score(m.embed_images(arrays, mask), [over])).all()
+
+
+def test_a_checkpoint_of_adapt_i2t_is_converted(tmp_path):
+    path = build("adapt i2t", tmp_path)
+    assert cli.run(["convert", "adapt", str(path), "--out", str(tmp_path / "b")]) == 0
+    m = xmodal_jax.load(tmp_path / "b")
+    assert max(m.lengths) == MOST
+    (feature,) = m.features
+    images = m.embed_images(np.ones((2, 36, m.features[feature][-1]), np.float32))
+    assert np.isfinite(m.score(images, m.embed_tokens(np.full((3, 30), 5)))).all()
