@@ -1,6 +1,7 @@
 """What the service says beside its hits: how much was scored, unknown words, examples of its own gallery."""
 
 import asyncio
+import re
 
 import galleries
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the extra serve")
 
+from starlette.testclient import TestClient
 from test_serve import Served
 
+from xmodal_jax.serve import guard
 from xmodal_jax.serve.live import SAMPLES, open_state
+from xmodal_jax.serve.words import results_of
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,29 @@ def test_attention_is_given_beside_what_none_would_be(served):
     answer = served.post("/attend", item=0, text="a red square").json()
     assert answer["uniform"] == pytest.approx(1 / len(answer["boxes"]), abs=1e-4)
     assert np.sum(answer["weights"], axis=1) == pytest.approx(1, abs=0.01)
+
+
+def test_without_javascript_a_sentence_is_answered_in_html(served):
+    answer = served.client.get("/", params={"text": "a red square", "k": "24"})
+    assert answer.status_code == 200
+    assert answer.text.count("<li>") == galleries.COUNT
+    assert not re.search(r"<(script|iframe|svg|style|math)", answer.text)
+    assert 'src="/items/' in answer.text
+    cut = {"unknown": [], "scored": 5, "of": 12, "hits": []}
+    assert "5 of 12 were scored in full" in results_of("a", cut)
+    marked = served.client.get("/", params={"text": "red <b>zyx"})
+    assert "Not in the vocabulary: " in marked.text and "<b>" not in marked.text
+    for text in ("many zyzzyvas", " ", "a" * 2001):
+        refused = served.client.get("/", params={"text": text})
+        assert refused.status_code == 422
+        assert 'role="alert"' in refused.text
+    other = served.client.get("/", params={"text": "a"}, headers={"sec-fetch-site": "cross-site"})
+    assert other.status_code == 403
+    assert 'method="get"' in served.client.get("/").text
+
+
+def test_with_a_token_no_question_goes_without_it(served):
+    options = {"metrics": served.metrics, "token": "sesame", "loopback": False, "log": None}
+    client = TestClient(guard.Guard(served.client.app.app, **options), base_url="http://host")
+    assert client.get("/").status_code == 200
+    assert client.get("/", params={"text": "a red square"}).status_code == 401

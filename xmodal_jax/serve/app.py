@@ -12,24 +12,32 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import CheckpointError, DataError, XmodalError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError
 from xmodal_jax.serve.batcher import Batcher, Full
 from xmodal_jax.serve.guard import Metrics
 from xmodal_jax.serve.live import Live, State
-from xmodal_jax.serve.words import docs_of, fault_of
+from xmodal_jax.serve.words import docs_of, fault_of, results_of
 
 PAGE = Path(__file__).parent / "page"
 ASSETS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 ASKED = ("/search", "/search/picture", "/attend", "/caption", "/caption/picture", "/paraphrase")
-ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/readyz", "/docs", "/openapi.json", "/metrics", *ASSETS))
+ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/readyz", "/", "/docs", "/openapi.json", "/metrics", *ASSETS))
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 DECODERS = 2  # pictures that are decoded at a time: one of 20 million pixels takes some 100 MB
 TEXT, MOST = 2000, 1000  # characters of a query, answers to it
@@ -274,6 +282,23 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             "gallery_swaps": float(live.swaps),
         }
         return metrics.text(gauges)
+
+    first = (PAGE / "index.html").read_bytes()
+
+    @app.get("/", include_in_schema=False)
+    async def home(text: str | None = None) -> Response:
+        """The page; with a sentence its answer, for browsers without JavaScript."""
+        if text is None:
+            return Response(first, media_type="text/html; charset=utf-8")
+        state = live.state
+        try:
+            asked = Text(text=text)
+            state.searcher.check_known(asked.text)
+            return HTMLResponse(results_of(text, await run(state, "text", state.by_text, (asked.text, asked.k))))
+        except ValidationError as error:
+            return HTMLResponse(results_of("", None, fault_of(error.errors()[0])), 422)
+        except UsageError as error:
+            return HTMLResponse(results_of(text, None, str(error)), 422)
 
     for route, (name, kind) in ASSETS.items():
         app.get(route, include_in_schema=False)(asset(PAGE / name, kind))

@@ -147,7 +147,9 @@ class Guard:
         host = headers.get("host", "").lower()
         if self.loopback and host.rsplit(":", 1)[0] not in LOOPBACK and host not in LOOPBACK:
             raise _Refused(421, "This service answers to 127.0.0.1 and localhost only.")
-        if self.token is not None and scope["path"] not in OPEN:
+        if headers.get("sec-fetch-site") == "cross-site" and scope.get("query_string"):
+            raise _Refused(403, "Another site's page may not ask questions here.")
+        if self.token is not None and (scope["path"] not in OPEN or scope.get("query_string")):
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
                 raise _Refused(401, "A token is needed: Authorization: Bearer TOKEN.", {"www-authenticate": "Bearer"})

@@ -36,6 +36,38 @@ def fault_of(error: Mapping[str, Any]) -> str:
     return f'"{place}": {FAULTS.get(kind, "it is not what this address takes").format(**error.get("ctx", {}))}.'
 
 
+def page_of(title: str, body: str) -> str:
+    """A page without a script."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/page.css">'
+        f"</head><body><header><h1>xmodal</h1></header><main>{body}</main></body></html>"
+    )
+
+
+def results_of(text: str, answer: Mapping[str, Any] | None, trouble: str = "") -> str:
+    """What the page shows of a sentence to browsers without JavaScript; ``trouble`` says why there is no answer."""
+    shown = html.escape(text)
+    form = (
+        '<form action="/" method="get" role="search"><label for="text">Describe a picture</label><div class="row">'
+        f'<input id="text" name="text" type="search" maxlength="2000" value="{shown}">'
+        '<button type="submit">Search</button></div></form>'
+    )
+    if answer is None:
+        return page_of("xmodal search", f'{form}<p id="error" role="alert">{html.escape(trouble)}</p>')
+    strange = html.escape(", ".join(answer["unknown"]))
+    note = f"<p>Not in the vocabulary: {strange}.</p>" if strange else ""
+    if answer["scored"] < answer["of"]:
+        note += f"<p>{answer['scored']:,} of {answer['of']:,} were scored in full.</p>"
+    rows = []
+    for rank, hit in enumerate(answer["hits"], 1):
+        caption = html.escape(hit["captions"][0] if hit["captions"] else hit["id"])
+        place = f"/items/{int(hit['row'])}"
+        image = f'<img src="{place}/picture" alt="Picture: {caption}" loading="lazy" width="240">'
+        rows.append(f"<li>{image if hit['picture'] else ''}<p>{rank}. {caption} ({hit['score']:.3f})</p></li>")
+    return page_of("xmodal search", f'{form}{note}<ul id="hits" aria-label="Pictures">{"".join(rows)}</ul>')
+
+
 def docs_of(schema: Mapping[str, Any]) -> str:
     """A page of the service's addresses, from its own schema; it needs no script and nothing of another host."""
     parts = []
@@ -50,12 +82,8 @@ def docs_of(schema: Mapping[str, Any]) -> str:
                 lines.append(f"<p><code>{html.escape(given['name'])}</code> in the {html.escape(given['in'])}</p>")
             answers = [f"{code} {html.escape(answer['description'])}" for code, answer in about["responses"].items()]
             parts.append("".join([*lines, f'<p class="faint">{" &middot; ".join(answers)}</p>']))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>xmodal: addresses</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/page.css">'
-        f'</head><body><header><h1>xmodal</h1></header><main><p>The same as <a href="/openapi.json">openapi.json</a>.'
-        f"</p>{''.join(parts)}</main></body></html>"
-    )
+    head = '<p>The same as <a href="/openapi.json">openapi.json</a>.</p>'
+    return page_of("xmodal: addresses", head + "".join(parts))
 
 
 def _shape(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Any:
