@@ -7,12 +7,14 @@ import sys
 from importlib import metadata
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
 import xmodal_jax.losses
 from xmodal_jax import __version__
 from xmodal_jax.errors import UsageError
+from xmodal_jax.inference.bundle import Bundle
 from xmodal_jax.verbs import doctor
 
 
@@ -56,9 +58,9 @@ def test_healthy_without_tensorflow(tmp_path):
     assert findings["xmodal_jax"] == __version__ and findings["healthy"]
     assert findings["devices"]["result"] and findings["cpus"] >= 1 and findings["memory_gib"] > 0.1
     assert findings["packages"]["jax"] == {"version": metadata.version("jax"), "problem": None}
-    assert set(findings["extras"]) >= {"train", "dev"}
-    assert [test["passed"] for test in findings["self_test"].values()] == [True] * 3
-    for name in ("compiled matrix product", "triplet loss gradient", "temporary file"):
+    assert set(findings["extras"]) >= {"train", "dev", "serve", "ann", "qdrant"}
+    assert [test["passed"] for test in findings["self_test"].values()] == [True] * 4
+    for name in ("compiled matrix product", "triplet loss gradient", "small bundle", "temporary file"):
         assert f"{name:<24} ok" in done.stdout
 
 
@@ -114,6 +116,13 @@ def test_self_tests_notice(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jnp, "matmul", lambda a, b, precision: a @ b * 1.01)
         assert "off by" in doctor.attempt(doctor.multiply)["result"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "flatbuffers", None)  # an import of it fails
+        patch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
+        assert "flatbuffers" in doctor.attempt(doctor.run_bundle)["result"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundle, "score", lambda *_: np.full((2, 1), np.nan))
+        assert "cosines" in doctor.attempt(doctor.run_bundle)["result"]
     with monkeypatch.context() as patch:
         patch.setattr(doctor.Path, "read_bytes", lambda self: b"")
         assert "does not hold" in doctor.attempt(doctor.write_and_read)["result"]

@@ -64,6 +64,9 @@ def test_no_request_is_a_server_error(app, system):
             )
             @hypothesis.given(case=strategy)
             def ask(case):
+                valid = mode.is_positive  # noqa: B023  (it is run within the loop)
+                if valid and isinstance(case.body, dict) and isinstance(case.body.get("text"), str):
+                    case.body["text"] = f"a {case.body['text'][:1900]}"  # a word that is known: others are refused
                 answer = case.call()
                 seen[answer.status_code] += 1
                 assert answer.status_code < 500, (case.as_curl_command(), answer.text)

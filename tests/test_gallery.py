@@ -21,6 +21,7 @@ from xmodal_jax.export import run as export
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import index
 from xmodal_jax.inference.gallery import Gallery
+from xmodal_jax.inference.stored import Stored
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training.model import example_batch, make_model
 from xmodal_jax.training.step import initialise
@@ -100,12 +101,12 @@ def test_what_is_stored_is_what_the_bundle_says(scan, data, tmp_path, dtype, mon
     for side, want in ((g.images, images), (g.texts, texts)):
         assert list(side.leaves) == list(want)
         for name, leaf in side.leaves.items():
-            assert isinstance(leaf, np.memmap)
+            assert isinstance(leaf, Stored)
             assert leaf.dtype == (dtype if want[name].dtype == np.float32 else want[name].dtype)
             np.testing.assert_allclose(leaf, want[name], atol=2e-3 if dtype == "float16" else 2e-6)
     assert g.dot is None
     assert g.images.vectors is g.images.coarse
-    np.testing.assert_allclose(np.linalg.norm(g.texts.vectors.astype(np.float32), axis=1), 1, atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(g.texts.vectors[:].astype(np.float32), axis=1), 1, atol=2e-3)
     np.testing.assert_array_equal(g.images.boxes, boxes)
     assert [line["id"] for line in g.images.lines] == items.ids
     for row, line in enumerate(g.images.lines):
@@ -178,7 +179,7 @@ def test_inner_products_are_found_out(spec, dot, data, tmp_path):
     assert dot is ... or g.dot == dot
     assert g.dot is not None
     a, b = g.dot
-    inner = g.images.vectors.astype(np.float32) @ g.texts.vectors.astype(np.float32).T
+    inner = g.images.vectors[:].astype(np.float32) @ g.texts.vectors[:].astype(np.float32).T
     np.testing.assert_allclose(a * inner + b, m.score(np.array(g.images.vectors), np.array(g.texts.vectors)), atol=1e-5)
 
 
@@ -194,10 +195,10 @@ def test_a_score_that_falls_with_the_inner_product_is_none():
     falling: Any = Linear(-2)
     random = np.random.default_rng(0)
     images, texts = random.normal(size=(6, 4)), random.normal(size=(5, 4))
-    assert index.dot_of(rising, images, texts) == pytest.approx((2, 3))
-    assert index.dot_of(rising, images[:1], texts) is None  # too few to tell
-    assert index.dot_of(rising, images, texts[:, :3]) is None
-    assert index.dot_of(falling, images, texts) is None
+    assert galleries.dot_of(rising, images, texts) == pytest.approx((2, 3))
+    assert galleries.dot_of(rising, images[:1], texts) is None  # too few to tell
+    assert galleries.dot_of(rising, images, texts[:, :3]) is None
+    assert galleries.dot_of(falling, images, texts) is None
 
 
 KILLED = """

@@ -108,7 +108,7 @@ def speaking_page(browser, speaking):
 def search(page, text):
     page.fill("#text", text)
     page.keyboard.press("Enter")
-    page.wait_for_selector(".hit")
+    expect(page.locator("#message")).to_contain_text(" ms.")
 
 
 def test_hostile_captions_stay_text(page):

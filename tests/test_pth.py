@@ -279,7 +279,7 @@ def test_a_reader_that_dies_or_lies_is_refused(tmp_path, monkeypatch):
     (tmp_path / "tensors").write_bytes(bytes(8))
     for listing in (["f4", 2, [3], [1]], ["f4", 3, [3], [1]], ["O8", 1, [1], [1]], ["f4", 2, [2, 3], [-1, 1]]):
         with pytest.raises(ValueError, match=r"numbers for the shape|an array of type"):
-            pth.tensors(tmp_path / "tensors", [listing])
+            pth.tensors(tmp_path / "tensors", [listing], 100)
 
 
 def test_a_missing_file_is_named(tmp_path):

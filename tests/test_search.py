@@ -78,8 +78,6 @@ def test_both_directions_find_what_scoring_everything_finds(which, rerank, reque
 def test_candidates_are_the_coarse_best(scans):
     searcher = Searcher(scans, rerank=4)
     assert [searcher.depth(scans.images, k) for k in (3, 9)] == [4, 9]
-    assert [Searcher(scans).depth(side, 3) for side in (scans.images, scans.texts)] == [100, 500]
-    assert Searcher(scans).depth(scans.images, 30) == 300
     query = searcher._texts(TEXTS[:1])
     _, coarse = engines.Exact(scans.images.coarse).search(query.vectors, 4)
     hits = searcher.by_text(TEXTS[:1], 4)[0]
@@ -188,8 +186,9 @@ def test_what_cannot_be_asked(vse_gallery):
 def test_known_and_unknown_words(vse_gallery):
     searcher = Searcher(vse_gallery)
     assert searcher.unknown("red0 unicorn") == ["unicorn"]
-    assert not searcher.knows_nothing_of("red0 unicorn")
-    assert searcher.knows_nothing_of("two unicorns")
+    searcher.check_known("red0 unicorn")
+    with pytest.raises(UsageError, match=r"No word of the query is in the vocabulary \(two, unicorns\)"):
+        searcher.check_known("two unicorns")
 
 
 def test_what_an_approximate_engine_misses_is_left_out(vse_gallery, monkeypatch):

@@ -22,6 +22,7 @@ class Inputs(NamedTuple):
     tokens: str = "words"  # how a caption becomes tokens: a name of xmodal_jax.text.tokens.TOKENISERS
     captions: Mapping[str, int] = MappingProxyType({})  # further captions by role: {"target": k}, {"candidate": n}
     most_regions: int | None = None  # the most regions that its parameters allow; None for any number
+    most_words: int | None = None  # the most tokens of a caption that it reads; None for any number
     classes: bool = False  # takes ``Images.id`` as the class of an image and needs to know how many there are
 
 

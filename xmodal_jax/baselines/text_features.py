@@ -118,11 +118,14 @@ def load_text_model(path: str | os.PathLike[str]) -> TextModel:
         DataError: the file is missing, damaged or something else.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # `np.savez` compresses nothing: a small file stays small
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its arrays are compressed")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays.pop("about").tobytes())
         return TextModel(about, about.pop("words"), arrays)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, *BROKEN) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError, *BROKEN) as error:
         raise DataError(f"{path} is no text model or is damaged ({error}); add the text features again.") from None
 
 

@@ -117,6 +117,7 @@ def with_made_up(data: Path, features: Sequence[str], count: int) -> index.Items
         [None] * count,
         [*real.sizes, *[(1, 1)] * more],
         read,
+        max(real.regions, train.regions),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from xmodal_jax.convert import pth, systems, words
+from xmodal_jax.convert.pickles import show
 from xmodal_jax.digest import sha256
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.export import run as export
@@ -30,6 +31,7 @@ REPOSITORIES = {
     "adapt": "jwehrmann/retrieval.pytorch",
 }
 
+UNUSED, OPTIONS = 100, 4000  # names, and characters of options, that the report shows: they are the file's words
 REGIONS = 36  # of an image, in the features that these checkpoints were trained on
 
 
@@ -108,7 +110,7 @@ def check_names(state: systems.State, names: dict[str, str], unused: str) -> lis
     left = sorted(set(state) - set(names.values()) - set(idle))
     if missing or left:
         clauses = [
-            f"{what} {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+            f"{what} {', '.join(map(show, keys[:8]))}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
             for what, keys in (("lacks", missing), ("has, left over,", left))
             if keys
         ]
@@ -170,8 +172,9 @@ def report(converted: Converted, path: Path) -> str:
     lines += [f"  {theirs} -> {ours} {list(leaves[ours].shape)}" for ours, theirs in converted.mapped.items()]
     lines.append(f"{len(converted.mapped)} tensors read, nothing left over")
     if converted.unused:
-        lines.append(f"{len(converted.unused)} that using the model does not need: {', '.join(converted.unused)}")
-    lines.append(f"options: {json.dumps(converted.options, default=lambda value: type(value).__name__)}")
+        names = ", ".join(map(show, converted.unused[:UNUSED])) + (", ..." if len(converted.unused) > UNUSED else "")
+        lines.append(f"{len(converted.unused)} that using the model does not need: {names}")
+    lines.append(f"options: {json.dumps(converted.options, default=lambda value: type(value).__name__)[:OPTIONS]}")
     lines += [f"note: {note}" for note in converted.notes]
     lines.append("no code in the file was executed")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ numbers. The parent reads those two and nothing else.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -43,6 +44,7 @@ def read(path: Path, *, kind: str = "checkpoint", memory: int = 2 << 30, seconds
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; give the path of the {kind}.")
+    size = path.stat().st_size
     with tempfile.TemporaryDirectory(prefix="xmodal-convert-") as name:
         folder = Path(name)
         command = [sys.executable, "-S", "-P", "-m", CHILD, str(path.resolve()), name, kind, str(memory), str(seconds)]
@@ -66,7 +68,7 @@ def read(path: Path, *, kind: str = "checkpoint", memory: int = 2 << 30, seconds
         try:
             content = json.loads(answer.read_text(encoding="ascii"))
             if "refused" not in content:
-                return rebuild(content["tree"], tensors(folder / "tensors", content["tensors"]))
+                return rebuild(content["tree"], tensors(folder / "tensors", content["tensors"], 2 * size))
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise refusal(path, f"its reader's answer makes no sense ({error})") from None
         raise refusal(path, content["refused"])
@@ -79,13 +81,19 @@ def refusal(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def tensors(path: Path, listing: list[Any]) -> list[np.ndarray]:
-    """Arrays of a file in which they stand one behind the other, from ``[type, numbers, shape, strides]`` of each."""
+def tensors(path: Path, listing: list[Any], most: int) -> list[np.ndarray]:
+    """Arrays of a file in which they stand one behind the other, from ``[type, numbers, shape, strides]`` of each.
+
+    ``most`` bounds the bytes of all of them together, in their types in the file, whatever the child has let through.
+    """
     arrays: list[np.ndarray] = []
     with path.open("rb") as file:
         for kind, count, shape, stride in listing:
             if kind not in TYPES or min((count, *shape, *stride)) < 0:
                 raise ValueError(f"an array of type {kind!r} and shape {shape}")
+            most -= max(count, math.prod(shape)) * int(kind[-1])
+            if most < 0:
+                raise ValueError("arrays that are larger together than the file allows")
             flat = np.fromfile(file, "<u2" if kind == "bf2" else f"<{kind}", count)
             if kind == "bf2":
                 flat = (flat.astype("<u4") << 16).view("<f4")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Callable
@@ -156,8 +157,10 @@ class Result:
 
     def write(self, folder: Path, read: Reader, most: int) -> list[Any]:
         """Write the tensors one behind the other; returns ``[type, numbers, shape, strides]`` of each."""
-        # Several views of one storage are fine, but not so many that a small file becomes a large one.
-        if sum(tensor.span * tensor.storage.width for tensor in self.tensors) > most:
+        # Several views of one storage are fine, but not so many that a small file becomes a large one; with small
+        # strides a view has more numbers than it spans.
+        numbers = ((max(tensor.span, math.prod(tensor.shape)), tensor.storage.width) for tensor in self.tensors)
+        if sum(count * width for count, width in numbers) > most:
             raise Refused("its tensors overlap so much that they have more numbers than the file")
         listing: list[Any] = []
         last: Storage | None = None

@@ -8,9 +8,8 @@ from typing import Any
 
 from xmodal_jax.convert import pth
 from xmodal_jax.errors import CheckpointError
-from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
+from xmodal_jax.text.vocabulary import LARGEST, SPECIAL, Vocabulary
 
-LARGEST = 64 << 20  # bytes of JSON
 MASK = "<mask>"  # the last word of some vocabularies of VSE-infinity, which ours do not count
 
 
@@ -28,11 +27,13 @@ def read_words(path: Path) -> list[str]:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the vocabulary ({error.strerror}).") from None
+    if len(content) > LARGEST:
+        raise CheckpointError(f"{path} has more than {LARGEST:,} bytes, which no vocabulary needs; give that alone.")
     if content.startswith(b"\x80"):
         tree = pth.read(path, kind="vocabulary")
     else:
         try:
-            tree = json.loads(content[:LARGEST])
+            tree = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is neither JSON nor a pickled vocabulary ({error}); give either.") from None
     if isinstance(tree, dict) and "format" in tree:

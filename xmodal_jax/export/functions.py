@@ -60,8 +60,10 @@ class Exporter:
             jax.eval_shape(lambda v, x, m=method: model.apply(v, x, train=False, method=m)[0], variables, items)
             for method, items in zip(("encode_image", "encode_text"), self.sides, strict=True)
         )
-        most = self.inputs.most_regions  # a model with parameters for each region takes no more of them
-        self.limit = [f"r <= {most}"] if most is not None else []
+        # A model with parameters for each region takes no more of them; one that reads the start of a caption alone
+        # would have a symbolic minimum for its length, which no other function could take.
+        most = {"r": self.inputs.most_regions, "w": self.inputs.most_words}
+        self.limits = {size: [f"{size} <= {count}"] for size, count in most.items() if count is not None}
 
     def functions(self) -> dict[str, Function]:
         table = {
@@ -71,7 +73,7 @@ class Exporter:
                 ),
                 leaf_names(self.image),
                 self.image_args,
-                self.limit,
+                self.limits.get("r", ()),
             ),
             "encode_text": self.build(
                 lambda p, *args: jax.tree.leaves(
@@ -79,6 +81,7 @@ class Exporter:
                 ),
                 leaf_names(self.text),
                 self.text_args,
+                self.limits.get("w", ()),
             ),
         }
 
@@ -95,7 +98,12 @@ class Exporter:
 
             return function
 
-        limit = self.limit if "r" in str([a.shape for a in table["encode_image"].exported.out_avals]) else []
+        limit = [
+            line
+            for size, name in (("r", "encode_image"), ("w", "encode_text"))
+            if size in str([a.shape for a in table[name].exported.out_avals])
+            for line in self.limits.get(size, ())
+        ]
         table["score"] = self.build(on_pair("score"), ["score"], pair_args, limit)
         if self.model.has("attention"):
             with contextlib.suppress(UsageError):  # a variant of the system without any (DeFrag)
@@ -115,7 +123,7 @@ class Exporter:
                 lambda p, *arrays, source=source: jax.tree.leaves(self.apply(p, source(*arrays), method="begin")),
                 leaf_names(carry),
                 args,
-                self.limit if name == "begin_image" else [],
+                self.limits.get("r" if name == "begin_image" else "w", ()),
             )
         state, structure = jax.tree.leaves(carry), jax.tree.structure(carry)
 

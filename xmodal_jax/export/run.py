@@ -85,9 +85,10 @@ def write(
         "system": config.model.name,
         "features": {name: ["regions" if n is None else n for n in f.shape] for name, f in facts.image.items()},
         "regions": facts.regions,
+        "most_regions": model.inputs.most_regions,
         "text": {name: ["tokens"] if name == "token" else [facts.text[name].shape[-1]] for name in model.inputs.text},
         "text_models": sorted(text_models),
-        "lengths": sorted(int(length) for length in config.data.lengths) if facts.vocabulary else [1],
+        "lengths": _lengths(config, model) if facts.vocabulary else [1],
         "tokens": facts.vocabulary,
         "vocabulary": vocabulary.sha256 if vocabulary else None,
         "extractor": extractor,
@@ -110,6 +111,12 @@ def write(
         return layout.seal(folder, manifest)
 
 
+def _lengths(config: Config, model: Matcher) -> list[int]:
+    """Numbers of tokens that captions are padded to, up to what the model reads of them."""
+    most = model.inputs.most_words or max(map(int, config.data.lengths))
+    return sorted({min(int(length), most) for length in config.data.lengths})
+
+
 def _describe(function: Function) -> dict[str, Any]:
     gives = [
         {"name": name, "shape": [str(size) for size in aval.shape], "dtype": str(aval.dtype)}
@@ -126,6 +133,7 @@ def model_card(manifest: Mapping[str, Any], card: Card, parameters: Mapping[str,
     text = f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
     if manifest["vocabulary"] or not manifest["tokens"]:
         text = "sentences" if manifest["vocabulary"] or manifest["text_models"] else "dense vectors"
+    regions = f", at most {manifest['most_regions']} regions" if manifest["most_regions"] else ""
     origin = manifest["made_with"]
     by = f"xmodal_jax {origin['xmodal_jax']}" + (f", commit {card.commit}" if card.commit else "")
     return f"""# {manifest["system"]}
@@ -141,7 +149,7 @@ m = xmodal_jax.load("path/to/this/folder")
 | | |
 |---|---|
 | system | `{manifest["system"]}`, options in `{layout.CONFIG}` |
-| images | {given}{", or pixels" if manifest["extractor"] else ""} |
+| images | {given}{", or pixels" if manifest["extractor"] else ""}{regions} |
 | captions | {text}{f", at most {max(manifest['lengths'])} tokens" if manifest["tokens"] else ""} |
 | parameters | {stored:,} in `{layout.PARAMETERS}` |
 | data | {card.data} |

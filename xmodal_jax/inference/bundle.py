@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,22 +14,15 @@ import numpy as np
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout, speaking
 from xmodal_jax.inference.functions import Embedding, Functions
-from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
-from xmodal_jax.inference.shapes import batches, doubled, fill, pad
+from xmodal_jax.inference.pixels import EXTRACTORS, Extracted, extract
+from xmodal_jax.inference.shapes import batches, doubled, pad
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
 AGAIN = "export it again with `xmodal export`, or fetch it again"
+LARGEST = 10_000_000  # of a number in a manifest
 PAIRS = 1 << 14  # scored at a time where items have parts
 GREEDY = Decoding()
-
-
-class Extracted(NamedTuple):
-    """Features of B pictures by name, which of R regions are real [B, R], and their boxes [B, R, 4]."""
-
-    features: dict[str, np.ndarray]
-    mask: np.ndarray
-    boxes: np.ndarray
 
 
 def load(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -55,22 +47,28 @@ class Bundle:
 
     def __init__(self, path: Path, *, verify: bool = True):
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         self.path = path
         self.manifest = layout.read_manifest(path, layout.FORMAT, layout.VERSION, AGAIN)
-        if verify:
-            layout.check_files(path, self.manifest, AGAIN)
-        self.config: dict[str, Any] = json.loads((path / layout.CONFIG).read_text(encoding="utf-8"))
-        known = self.manifest["vocabulary"] is not None
-        self.vocabulary = Vocabulary.load(path / layout.VOCABULARY) if known else None
-        try:
-            parameters = jax.device_put(load_file(path / layout.PARAMETERS))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
-        self.functions = Functions(path, self.manifest, parameters)
-        self.features: dict[str, list[Any]] = self.manifest["features"]
-        self.lengths: list[int] = self.manifest["lengths"]
+        with layout.fitting(path, AGAIN):
+            if verify:
+                layout.check_files(path, self.manifest, AGAIN)
+            self.config: dict[str, Any] = layout.read_json(path / layout.CONFIG, AGAIN)
+            known = self.manifest["vocabulary"] is not None
+            self.vocabulary = Vocabulary.load(path / layout.VOCABULARY) if known else None
+            try:
+                # Read, not mapped: a mapped file that somebody cuts short ends the process.
+                parameters = jax.device_put(load((path / layout.PARAMETERS).read_bytes()))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path / layout.PARAMETERS} cannot be read ({error}); {AGAIN}.") from None
+            self.functions = Functions(path, self.manifest, parameters)
+            self.features: dict[str, list[Any]] = self.manifest["features"]
+            self.lengths: list[int] = [int(length) for length in self.manifest["lengths"]]
+            sizes = [*self.lengths, int(self.manifest["regions"]), int(self.manifest["tokens"])]
+            missing = {"system", "text", "text_models", "extractor", "functions", "made_with"} - set(self.manifest)
+            if missing or not self.lengths or not all(0 <= size <= LARGEST for size in sizes):
+                raise ValueError(f"its sizes are {sizes}" if not missing else f"it lacks {', '.join(missing)}")
 
     def __repr__(self) -> str:
         reads = ", ".join(f"{name} {shape}" for name, shape in self.features.items())
@@ -255,7 +253,25 @@ class Bundle:
         mask = np.ones((count, regions), bool) if mask is None else np.asarray(mask, bool)
         if mask.shape != (count, regions):
             raise UsageError(f"The mask is [{count}, {regions}] here, not {list(mask.shape)}.")
-        return features, mask
+        if self.most_regions is None:
+            return features, mask
+        used = int(np.max(np.arange(1, regions + 1) * mask, initial=1))  # padding is no region
+        self.check_regions(used)
+        return {name: value if value.ndim == 2 else value[:, :used] for name, value in features.items()}, mask[:, :used]
+
+    @property
+    def most_regions(self) -> int | None:
+        """Regions of an image that the system has parameters for; None where it takes any number."""
+        return self.manifest.get("most_regions")  # bundles from before it was noted do not have the key
+
+    def check_regions(self, count: int) -> None:
+        """Raise a UsageError where images of ``count`` regions are more than the system has parameters for."""
+        most = self.most_regions
+        if most is not None and count > most:
+            raise UsageError(
+                f"The system {self.system!r} takes at most {most} regions an image, not {count}; give the {most} "
+                "best of each, or train it for more with --config.model.regions."
+            )
 
     def _image_batches(self, features: Mapping[str, np.ndarray], mask: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
         """(rows, -1 for padding; what the exported functions take of them), a batch at a time."""
@@ -278,21 +294,7 @@ class Bundle:
                 f"{self.path} reads features ({', '.join(self.features)}) and brings nothing that makes them from "
                 "pixels; give embed_images the arrays."
             )
-        most = self.manifest["regions"]
-        extracted = [EXTRACTORS[name](read_picture(picture)) for picture in pictures]
-        regional = {feature for feature, shape in self.features.items() if len(shape) == 2}
-        mask = np.zeros((len(extracted), most if regional else 1), bool)
-        boxes = np.zeros((len(extracted), mask.shape[1], 4), np.float32)
-        for row, item in enumerate(extracted):
-            mask[row, : len(item["boxes"]) if regional else 1] = True
-            boxes[row, : len(item["boxes"])] = item["boxes"][: mask.shape[1]]
-        features = {
-            feature: np.stack(
-                [fill(item[feature], most) if feature in regional else item[feature] for item in extracted]
-            )
-            for feature in self.features
-        }
-        return Extracted(features, mask, boxes)
+        return extract(name, pictures, self.features, self.manifest["regions"])
 
     def _check(self, features: dict[str, np.ndarray], names: Sequence[str] | None) -> dict[str, np.ndarray]:
         if set(features) != set(self.features):

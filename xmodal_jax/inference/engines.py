@@ -16,6 +16,7 @@ import numpy as np
 
 from xmodal_jax.digest import sha256
 from xmodal_jax.errors import NumericError, UsageError, require
+from xmodal_jax.inference.stored import Stored
 from xmodal_jax.progress import Progress
 
 BLOCK = 1 << 15  # vectors looked at at a time
@@ -27,6 +28,7 @@ WANTED = 0.95  # recall@10 against the exact ranks for which FAISS looks at more
 UPSERT = 512  # vectors sent to Qdrant at a time
 
 Ranked = tuple[np.ndarray, np.ndarray]
+Vectors = np.ndarray | Stored
 
 
 class Engine(Protocol):
@@ -53,12 +55,12 @@ class Exact:
     products are float32 either way.
 
     Args:
-        vectors: [N, D], may be memory-mapped.
+        vectors: [N, D], may be read from disk.
         block: most vectors of one block.
         resident: bytes of vectors to keep on the device; where they are more, blocks are read for each search.
     """
 
-    def __init__(self, vectors: np.ndarray, *, block: int = BLOCK, resident: int = RESIDENT):
+    def __init__(self, vectors: Vectors, *, block: int = BLOCK, resident: int = RESIDENT):
         self.vectors = vectors
         self.count, self.width = vectors.shape
         self.block = -(-self.count // max(-(-self.count // block), 1))  # equal ones: little padding
@@ -132,7 +134,7 @@ class Faiss:
         UsageError: FAISS is not installed.
     """
 
-    def __init__(self, vectors: np.ndarray, folder: Path | None, identity: str = "", queries: np.ndarray | None = None):
+    def __init__(self, vectors: Vectors, folder: Path | None, identity: str = "", queries: Vectors | None = None):
         require("faiss", "ann")
         faiss: Any = importlib.import_module("faiss")
         self.vectors, self.folder = vectors, folder
@@ -173,7 +175,7 @@ class Faiss:
             index.nprobe = int(known["probe"])
         return index
 
-    def _build(self, queries: np.ndarray) -> Any:
+    def _build(self, queries: Vectors) -> Any:
         index = self._faiss.index_factory(self.width, self.key["kind"], self._faiss.METRIC_INNER_PRODUCT)
         some = np.random.default_rng(0).permutation(self.count)[:FLAT]
         if not index.is_trained:
@@ -190,7 +192,7 @@ class Faiss:
             self._keep(index, probe)
         return index
 
-    def _tune(self, index: Any, queries: np.ndarray) -> int:
+    def _tune(self, index: Any, queries: Vectors) -> int:
         """How many cells to look at; sets ``recall``."""
         rows = np.sort(np.random.default_rng(1).permutation(len(queries))[:100])
         some = np.ascontiguousarray(queries[rows], np.float32)
@@ -245,7 +247,7 @@ class Qdrant:
         UsageError: the client is not installed, or nobody answers at ``location``.
     """
 
-    def __init__(self, vectors: np.ndarray, location: str, name: str):
+    def __init__(self, vectors: Vectors, location: str, name: str):
         require("qdrant_client", "qdrant")
         qdrant_client: Any = importlib.import_module("qdrant_client")
         self.vectors, self.location, self.name = vectors, location, name
@@ -310,7 +312,7 @@ class Qdrant:
 
 
 def open_engine(
-    choice: str, vectors: np.ndarray, cache: Path, identity: str = "", queries: np.ndarray | None = None
+    choice: str, vectors: Vectors, cache: Path, identity: str = "", queries: Vectors | None = None
 ) -> Engine:
     """The engine ``exact``, ``faiss`` or ``qdrant[:LOCATION]`` over vectors whose SHA-256 is ``identity``.
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from xmodal_jax.errors import CheckpointError, UsageError
-from xmodal_jax.inference import layout
+from xmodal_jax.inference import layout, screening
 from xmodal_jax.inference.shapes import rounded
 
 Embedding = Any  # an array [N, D], or {name: array [N, ...]} where an item has several parts
@@ -77,16 +77,30 @@ class Functions:
         """An exported function with its parameters in place, compiled once for each shape."""
         about = self.about[name]
         path = self.path / layout.file_of(name)
+        if path.stat().st_size > screening.LARGEST:
+            raise CheckpointError(f"{path} has more than {screening.LARGEST:,} bytes, which no exported system needs.")
         try:
             exported = jax.export.deserialize(bytearray(path.read_bytes()))
+            screening.screen(exported, path)
+        except CheckpointError:
+            raise
         except Exception as error:  # whatever the deserialiser says, the user can do one thing
             raise CheckpointError(
-                f"{path} cannot be read by JAX {jax.__version__} ({str(error).splitlines()[0]}); it was made with "
+                f"{path} cannot be read by JAX {jax.__version__} ({_first_line(error)}); it was made with "
                 f"{self.jax_version}: export the run again."
             ) from None
         parameters = [self.parameters[key] for key in about["parameters"]]
         call = jax.jit(exported.call)
-        return functools.partial(call, parameters)
+
+        def run(*args: Any) -> Any:
+            try:
+                return call(parameters, *args)
+            except (TypeError, ValueError) as error:  # of a function that is not what the manifest says
+                raise CheckpointError(
+                    f"{path} does not take what its manifest says ({_first_line(error)}); export the run again."
+                ) from None
+
+        return run
 
     def collect(self, name: str, pieces: list[Any], order: np.ndarray) -> Embedding:
         """One embedding of batches that hold the items ``order``, its parts padded to the widest."""
@@ -106,3 +120,7 @@ class Functions:
             leaves.append(whole)
         named = {give["name"]: leaf for give, leaf in zip(gives, leaves, strict=True)}
         return named["embedding"] if list(named) == ["embedding"] else named
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

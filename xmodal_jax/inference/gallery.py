@@ -12,7 +12,7 @@
       texts/..., texts.jsonl {"caption", "image": row of images}
       cache/               engines keep rebuildable indices here; not part of the manifest
 
-Arrays are memory-mapped. Pictures are not copied.
+Arrays stay on disk and are read row by row. Pictures are not copied.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import Bundle, Embedding, load
+from xmodal_jax.inference.stored import Stored
 
 FORMAT, VERSION = "xmodal_jax gallery", 1
 AGAIN = "index the data again with `xmodal index`, or fetch the gallery again"
 SIDES = ("images", "texts")
 COARSE, BOXES, CACHE = "coarse", "boxes", "cache"
 BUNDLE, COARSE_BUNDLE = "bundle", "coarse_bundle"
+LINE = 1 << 20  # bytes that are known of an item
+KEYS = ("id", "captions", "picture", "size", "said", "caption", "image")
 WHOLE = ("embedding", "whole", "query")  # parts of an embedding that stand for the item by themselves
 
 
@@ -71,6 +75,25 @@ def pooled(embedding: Embedding) -> np.ndarray:
     return vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
 
 
+def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
+    """(a, b) where every score of these items is a times the inner product of two vectors plus b, and a positive.
+
+    Of fewer than eight pairs nothing is concluded.
+    """
+    if isinstance(images, Mapping) or isinstance(texts, Mapping) or images.shape[1:] != texts.shape[1:]:
+        return None
+    score = bundle.score(images, texts).astype(np.float64).ravel()
+    inner = (images.astype(np.float64) @ texts.astype(np.float64).T).ravel()
+    spread = np.ptp(inner)
+    if images.ndim != 2 or len(inner) < 8 or not spread > 0:
+        return None
+    a, b = np.polyfit(inner, score, 1)
+    if a > 0 and np.abs(a * inner + b - score).max() <= 1e-5 * max(np.ptp(score), 1e-30) + 1e-6 * np.abs(score).max():
+        exact = max(abs(a - 1), abs(b)) < 1e-5  # what the fit rounds is not part of the score
+        return (1.0, 0.0) if exact else (float(a), float(b))
+    return None
+
+
 class Side:
     """The images or the texts of a gallery: arrays by name, [N, ...] each, and one line of JSON an item."""
 
@@ -84,13 +107,9 @@ class Side:
     def __len__(self) -> int:
         return self.count
 
-    def _open(self, leaf: str) -> np.ndarray:
+    def _open(self, leaf: str) -> Stored:
         path = self.folder / file_of(self.name, leaf)
-        try:
-            # An empty file cannot be mapped.
-            array = np.load(path, mmap_mode="r" if self.count else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}.") from None
+        array = Stored(path, AGAIN)
         if len(array) != self.count:
             raise CheckpointError(f"{path} has {len(array):,} rows, not {self.count:,}; {AGAIN}.")
         return array
@@ -99,16 +118,22 @@ class Side:
     def lines(self) -> list[dict[str, Any]]:
         """What is known of each item."""
         path = self.folder / f"{self.name}.jsonl"
+        lines: list[dict[str, Any]] = []
         try:
-            lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-        except (OSError, ValueError, RecursionError) as error:
+            with path.open("rb") as file:
+                while line := file.readline(LINE + 1):
+                    if len(line) > LINE or len(lines) >= self.count:
+                        raise ValueError(f"line {len(lines) + 1:,} is longer than {LINE:,} bytes or one too many")
+                    content = json.loads(line)
+                    lines.append({key: content[key] for key in KEYS if key in content})
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); {AGAIN}.") from None
         if len(lines) != self.count:
             raise CheckpointError(f"{path} has {len(lines):,} lines, not {self.count:,}; {AGAIN}.")
         return lines
 
     @property
-    def vectors(self) -> np.ndarray:
+    def vectors(self) -> Stored:
         """[N, D] what engines search: the embedding where scores are inner products, else the coarse vectors."""
         return next(iter(self.leaves.values())) if self.coarse is None else self.coarse
 
@@ -120,7 +145,7 @@ class Side:
 
     def take(self, rows: Any) -> dict[str, np.ndarray]:
         """The embedding of the items ``rows``, read from disk."""
-        return {name: np.asarray(leaf[rows]) for name, leaf in self.leaves.items()}
+        return {name: leaf[rows] for name, leaf in self.leaves.items()}
 
 
 class Gallery:
@@ -129,21 +154,46 @@ class Gallery:
     Args:
         path: the folder.
         verify: hold every file against its SHA-256 first.
-        pictures: the data set's folder, where it has moved since indexing.
+        pictures: the data set's folder, where it has moved since indexing. Without it, pictures are taken from the
+            gallery itself, or from the folder it names if the data set that was indexed lies there: a gallery from a
+            stranger must not make a service show other folders of its host.
 
     Raises:
         CheckpointError: not a gallery, or one that has changed since it was written.
         DataError: it names a picture outside the data set's folder.
+        UsageError: ``pictures`` is not a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True, pictures: Path | None = None):
         self.path = Path(path)
+        if pictures is not None and not Path(pictures).is_dir():
+            raise UsageError(f"--pictures {pictures} is not a folder; give that of the data set.")
         self.manifest = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)
-        if verify:
-            layout.check_files(self.path, self.manifest, AGAIN)
-        self.folder = Path(pictures or self.manifest["data"]["folder"])
-        self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
-        self._check_lines()
+        with layout.fitting(self.path, AGAIN):
+            if verify:
+                layout.check_files(self.path, self.manifest, AGAIN)
+            self.folder = Path(pictures) if pictures else self._data_folder()
+            self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
+            self._check_lines()
+
+    def _data_folder(self) -> Path | None:
+        """The folder that the manifest names, if it is in the gallery or holds the data set that was indexed."""
+        about = self.manifest["data"]
+        folder = Path(about["folder"])
+        try:
+            if folder.resolve().is_relative_to(self.path.resolve()):
+                return folder
+            return folder if open_dataset(folder).identity == about["manifest"] else None
+        except (DataError, OSError, KeyError, TypeError, AttributeError):  # no data set, or a damaged one
+            return None
+
+    @property
+    def note(self) -> str | None:
+        """A sentence where pictures are left out, because it is not known where they lie."""
+        if self.folder is not None or all(line["picture"] is None for line in self.images.lines):
+            return None
+        named = str(self.manifest["data"]["folder"])[:200]
+        return f"no pictures: {named!r} is not the data set that was indexed; name its folder with --pictures"
 
     def __repr__(self) -> str:
         return f"<xmodal_jax gallery {self.path}: {len(self.images):,} images, {len(self.texts):,} texts>"
@@ -188,7 +238,7 @@ class Gallery:
             DataError: its path leaves the data set's folder.
         """
         name = self.images.lines[row]["picture"]
-        if name is None:
+        if name is None or self.folder is None:
             return None
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder.resolve()):
@@ -207,6 +257,8 @@ class Gallery:
                     raise ValueError
                 if not all(0 <= text < texts for text in line["captions"]):
                     raise ValueError
+                if "size" in line and [type(side) for side in line["size"]] != [int, int]:
+                    raise ValueError
             if not all(0 <= line["image"] < images and isinstance(line["caption"], str) for line in self.texts.lines):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
@@ -214,4 +266,4 @@ class Gallery:
 
     def _outside(self, row: int) -> str:
         line = self.images.lines[row]
-        return f'the picture of image "{line["id"]}" lies outside {self.folder} ({line["picture"]}); {AGAIN}.'
+        return f'the picture of image "{line["id"]}" lies outside its data set ({line["picture"]}); {AGAIN}.'

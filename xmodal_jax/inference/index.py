@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -19,9 +20,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.errors import CheckpointError, NumericError, UsageError
+from xmodal_jax.errors import CheckpointError, UsageError, XmodalError
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import layout
+from xmodal_jax.inference.arrays import Arrays
 from xmodal_jax.inference.bundle import GREEDY, Bundle, Embedding, load, take
 from xmodal_jax.progress import Progress
 
@@ -42,6 +44,7 @@ class Items(NamedTuple):
     pictures: Sequence[str | None]
     sizes: Sequence[Sequence[int]]
     read: Callable[[int], Iterator[Read]]  # from this block on, BLOCK images each: features, mask [B, R], boxes
+    regions: int = 1  # the most that an image has
 
 
 def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
@@ -57,6 +60,7 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     dataset = open_dataset(data)
     records = dataset.split(split)
     known = dataset.manifest["features"]
+    most = max((known[name]["regions"][1] for name in features if "regions" in known.get(name, {})), default=1)
     boxes = bool(dataset.manifest.get("boxes")) and any("regions" in known.get(name, {}) for name in features)
     reader = FeatureReader(records, features, boxes=boxes)
 
@@ -73,75 +77,13 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     about = {"name": dataset.manifest["name"], "manifest": dataset.identity, "split": split}
     pictures = [None if path is None else path.relative_to(dataset.directory).as_posix() for path in records.pictures]
     about["folder"] = str(folder)
-    return Items(about, records.ids, records.captions, pictures, records.sizes.tolist(), read)
-
-
-def dot_of(bundle: Bundle, images: Embedding, texts: Embedding) -> tuple[float, float] | None:
-    """(a, b) where every score of these items is a times the inner product of two vectors plus b, and a positive.
-
-    Of fewer than eight pairs nothing is concluded.
-    """
-    if isinstance(images, Mapping) or isinstance(texts, Mapping) or images.shape[1:] != texts.shape[1:]:
-        return None
-    score = bundle.score(images, texts).astype(np.float64).ravel()
-    inner = (images.astype(np.float64) @ texts.astype(np.float64).T).ravel()
-    spread = np.ptp(inner)
-    if images.ndim != 2 or len(inner) < 8 or not spread > 0:
-        return None
-    a, b = np.polyfit(inner, score, 1)
-    if a > 0 and np.abs(a * inner + b - score).max() <= 1e-5 * max(np.ptp(score), 1e-30) + 1e-6 * np.abs(score).max():
-        exact = max(abs(a - 1), abs(b)) < 1e-5  # what the fit rounds is not part of the score
-        return (1.0, 0.0) if exact else (float(a), float(b))
-    return None
+    return Items(about, records.ids, records.captions, pictures, records.sizes.tolist(), read, most)
 
 
 def decoding_of(bundle: Bundle) -> dict[str, Any] | None:
     """How the sentences that are kept of images are made, None where the system does not speak of images."""
     speaks = "begin_image" in bundle.manifest["functions"]
     return {"method": GREEDY.method, "longest": GREEDY.longest} if speaks else None
-
-
-class Arrays:
-    """The arrays of one side, made at full size by the first block, and opened again when work goes on."""
-
-    def __init__(self, folder: Path, side: str, count: int, dtype: str, fresh: bool):
-        self.folder, self.side, self.count, self.dtype, self.fresh = folder, side, count, np.dtype(dtype), fresh
-        self.arrays: dict[str, np.memmap] = {}
-        (folder / side).mkdir(exist_ok=True)
-
-    def put(self, rows: np.ndarray, parts: Mapping[str, np.ndarray], name: Callable[[int], str]) -> None:
-        """Write the items ``rows``; narrower ones than the first are padded with zeros.
-
-        Raises:
-            NumericError: a value that is not finite in the stored type.
-        """
-        for leaf, value in parts.items():
-            stored = self.dtype if value.dtype.kind == "f" else value.dtype
-            array = self.arrays.get(leaf)
-            if array is None:
-                array = self.arrays[leaf] = self._open(leaf, stored, (self.count, *value.shape[1:]))
-            with np.errstate(over="ignore"):
-                value = value.astype(stored)
-            if stored.kind == "f" and not np.isfinite(value).all():
-                bad = int(np.argmin(np.isfinite(value).reshape(len(value), -1).all(1)))
-                raise NumericError(
-                    f'"{leaf}" of {name(int(rows[bad]))} is not finite as {stored}; check the features with '
-                    "`xmodal data check`, or index with --dtype float32."
-                )
-            array[(rows, *(slice(size) for size in value.shape[1:]))] = value
-
-    def _open(self, leaf: str, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
-        path = self.folder / galleries.file_of(self.side, leaf)
-        if self.fresh:
-            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        try:
-            return np.lib.format.open_memmap(path, mode="r+")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); remove {self.folder} and start anew.") from None
-
-    def flush(self) -> None:
-        for array in self.arrays.values():
-            array.flush()
 
 
 class State:
@@ -205,7 +147,7 @@ class Builder:
         texts = self.bundle.embed_texts(self.captions[:PROBES] or ["a"])
         pair = zip(galleries.SIDES, (images, texts), strict=True)
         leaves = {side: list(galleries.parts_of(embedding)) for side, embedding in pair}
-        dot = dot_of(self.bundle, take(images, slice(PROBES)), texts)
+        dot = galleries.dot_of(self.bundle, take(images, slice(PROBES)), texts)
         if self.coarse is not None:
             if dot:
                 raise UsageError(
@@ -257,7 +199,7 @@ class Builder:
     def _boxes(self, arrays: Arrays, rows: np.ndarray, boxes: np.ndarray) -> None:
         name = galleries.BOXES
         if name not in arrays.arrays:  # in float32 whatever the type of the rest
-            arrays.arrays[name] = arrays._open(name, np.dtype(np.float32), (arrays.count, *boxes.shape[1:]))
+            arrays.arrays[name] = arrays.open(name, np.dtype(np.float32), (arrays.count, *boxes.shape[1:]))
         arrays.arrays[name][rows] = boxes
 
     def texts(self, progress: Progress) -> None:
@@ -346,6 +288,9 @@ def build(
     """
     if not len(items.ids):
         raise UsageError(f'Split "{items.about["split"]}" has no images to index.')
+    for user in (bundle, coarse):
+        if user is not None:
+            user.check_regions(items.regions)
     job = {
         "bundle": bundle.fingerprint,
         "coarse": coarse.fingerprint if coarse else None,
@@ -369,7 +314,12 @@ def build(
     except OSError as error:
         raise CheckpointError(f"{out} cannot be made ({error.strerror}); choose another --out.") from None
     with _lock(partial):
-        work = Builder(partial, bundle, items, coarse, dtype, job)
+        try:
+            work = Builder(partial, bundle, items, coarse, dtype, job)
+        except XmodalError:  # nothing has been claimed that a later try, without this mistake, could not have
+            if not (partial / STATE).exists():
+                shutil.rmtree(partial)
+            raise
         done = sum(
             min(work.state.done[side] * BLOCK, count)
             for side, count in zip(galleries.SIDES, (len(items.ids), len(work.captions)), strict=True)
@@ -392,11 +342,14 @@ def main(args: argparse.Namespace) -> int:
     bundle = load(args.bundle)
     coarse = load(args.coarse) if args.coarse else None
     names = list(dict.fromkeys([*bundle.features, *(coarse.features if coarse else ())]))
-    manifest = build(args.out, bundle, items_of(args.data, args.split, names), coarse=coarse, dtype=args.dtype)
+    items = items_of(args.data, args.split, names)
+    manifest = build(args.out, bundle, items, coarse=coarse, dtype=args.dtype)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     counts = manifest["counts"]
     how = "inner products" if manifest["dot"] else "coarse search, then the full score"
     held = f"{counts['images']:,} images and {counts['texts']:,} captions, {size / 1e6:.1f} MB"
     print(f"{args.out}: {held}, ranked by {how}")
-    print(f'next: xmodal search {args.out} "a dog on the beach"')
+    caption = next((text for captions in items.captions for text in captions if text.isprintable()), None)
+    query = shlex.quote(caption) if caption else f"--image {shlex.quote(items.ids[0])}"
+    print(f"next: xmodal search {shlex.quote(str(args.out))} {query}")
     return 0

@@ -17,12 +17,13 @@ parameters as arguments, so that numbers are stored once and in a format that ru
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from xmodal_jax.digest import digest, sha256
 from xmodal_jax.errors import CheckpointError
 
 FORMAT, VERSION = "xmodal_jax bundle", 2
+JSON = 4 << 20  # bytes of a manifest or a config
 MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", "vocabulary.json"
 PARAMETERS, CARD = "parameters.safetensors", "README.md"
 FUNCTIONS = ("encode_image", "encode_text", "score", "attention", "begin_image", "begin_text", "word")
@@ -65,10 +67,7 @@ def read_manifest(folder: Path, kind: str, version: int, again: str, name: str =
     path = folder / name
     if not path.is_file():
         raise CheckpointError(f"{folder} is not an {kind} (it has no {name}); {again}.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); {again}.") from None
+    manifest = read_json(path, again)
     if not isinstance(manifest, dict) or manifest.get("format") != kind:
         raise CheckpointError(f"{path} does not describe an {kind}; {again}.")
     if manifest.get("version") != version:
@@ -76,6 +75,32 @@ def read_manifest(folder: Path, kind: str, version: int, again: str, name: str =
     if manifest.get("sha256") != digest(manifest):
         raise CheckpointError(f"{path} does not match its own SHA-256; {again}.")
     return manifest
+
+
+def read_json(path: Path, again: str) -> Any:
+    """The content of a JSON file of at most :data:`JSON` bytes.
+
+    Raises:
+        CheckpointError: it is larger, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(JSON + 1)
+        if len(raw) > JSON:
+            raise CheckpointError(f"{path} has more than {JSON:,} bytes, which no such file needs; {again}.")
+        return json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); {again}.") from None
+
+
+@contextlib.contextmanager
+def fitting(folder: Path, again: str) -> Iterator[None]:
+    """What a manifest that lacks something, or has it in another form, raises becomes a CheckpointError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, KeyError) else f"it lacks {error}"
+        raise CheckpointError(f"{folder}: the manifest does not fit the files ({reason}); {again}.") from None
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], again: str) -> None:
@@ -86,7 +111,11 @@ def check_files(folder: Path, manifest: Mapping[str, Any], again: str) -> None:
             raise CheckpointError(f"{folder}: the manifest names {name}, which lies outside; {again}.")
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; {again}.")
-        if path.stat().st_size != want["bytes"] or sha256(path) != want["sha256"]:
+        if path.stat().st_size != want["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, not {want['bytes']:,}; {again}.")
+    for name, want in manifest["files"].items():  # the sizes of all come first: they cost nothing to look at
+        path = folder / name
+        if sha256(path) != want["sha256"]:
             raise CheckpointError(f"{path} has changed since it was written (its SHA-256 differs); {again}.")
 
 

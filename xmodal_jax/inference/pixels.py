@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xmodal_jax.errors import DataError, require
+from xmodal_jax.inference.shapes import fill
 
 PIXELS = 20_000_000  # of a picture, by its header
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -51,8 +52,9 @@ def read_picture(source: Any, side: int | None = None) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{name}: no such picture.") from None
     except Exception as error:  # decoders raise of everything on broken files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} picture ({reason}).") from None
+        # What decoders say of bytes speaks of Python's objects.
+        reason = f" ({error})".splitlines()[0] if str(error) and not isinstance(source, bytes) else ""
+        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} picture{reason}.") from None
 
 
 def scenes(picture: np.ndarray) -> dict[str, np.ndarray]:
@@ -65,3 +67,27 @@ def scenes(picture: np.ndarray) -> dict[str, np.ndarray]:
 
 
 EXTRACTORS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {"scenes": scenes}
+
+
+class Extracted(NamedTuple):
+    """Features of B pictures by name, which of R regions are real [B, R], and their boxes [B, R, 4]."""
+
+    features: dict[str, np.ndarray]
+    mask: np.ndarray
+    boxes: np.ndarray
+
+
+def extract(name: str, pictures: Sequence[Any], shapes: Mapping[str, Sequence[Any]], most: int) -> Extracted:
+    """What the extractor ``name`` makes of pictures: the features of these ``shapes``, of at most so many regions."""
+    extracted = [EXTRACTORS[name](read_picture(picture)) for picture in pictures]
+    regional = {feature for feature, shape in shapes.items() if len(shape) == 2}
+    mask = np.zeros((len(extracted), most if regional else 1), bool)
+    boxes = np.zeros((len(extracted), mask.shape[1], 4), np.float32)
+    for row, item in enumerate(extracted):
+        mask[row, : len(item["boxes"]) if regional else 1] = True
+        boxes[row, : len(item["boxes"])] = item["boxes"][: mask.shape[1]]
+    features = {
+        feature: np.stack([fill(item[feature], most) if feature in regional else item[feature] for item in extracted])
+        for feature in shapes
+    }
+    return Extracted(features, mask, boxes)

@@ -24,6 +24,8 @@ CHARACTERS, MOST = 2000, 1000  # of a query; of hits
 # Candidates that are re-ranked at least: pooled regions find captions less well than pooled words find images, and are
 # cheaper to score with them (docs/search.md).
 DEPTH = {"images": 100, "texts": 500}
+SMALL = 2000  # items that are all scored in full by default: a coarse search would cost recall and save little
+LISTED = 20  # unknown words that a message names
 WARMED = 100_000  # captions whose lengths are looked at for shapes to compile
 PARTS = (128, 512, 1024)  # candidates scored in one call: few numbers, for each is a compilation
 PART = PARTS[-1]
@@ -53,8 +55,8 @@ class Searcher:
     Args:
         gallery: what to search.
         engine: "exact", "faiss" or "qdrant[:LOCATION]".
-        rerank: how many of the engine's best are scored in full, or "all"; by default at least 100 images or 500
-            captions, and ten times k, where scores are no inner products, else none.
+        rerank: how many of the engine's best are scored in full, or "all". By default all of up to 2,000, else at
+            least 100 images or 500 captions, and ten times k, where scores are no inner products; else none.
 
     Raises:
         UsageError: no such engine, or it is not installed.
@@ -126,10 +128,15 @@ class Searcher:
         """The words of a sentence that the vocabulary does not have."""
         return self.bundle.unknown(text)
 
-    def knows_nothing_of(self, text: str) -> bool:
-        """Whether none of a sentence's words is in the vocabulary, so that its ranks mean nothing."""
+    def check_known(self, text: str) -> None:
+        """Raise a UsageError where none of a sentence's words is in the vocabulary, so that its ranks mean nothing."""
         vocabulary = self.bundle.vocabulary
-        return vocabulary is not None and all(token == UNKNOWN for token in vocabulary.encode(text)[1:-1])
+        if vocabulary is None or any(token != UNKNOWN for token in vocabulary.encode(text)[1:-1]):
+            return
+        raise UsageError(
+            f"No word of the query is in the vocabulary ({', '.join(self.unknown(text)[:LISTED])}), so nothing can be "
+            "found by it; use other words."
+        )
 
     def warm(self, most: int = 32, k: int = 10) -> None:
         """Compile all shapes that queries of up to ``most`` sentences at a time can have, before the first comes."""
@@ -186,8 +193,14 @@ class Searcher:
         if self.rerank == "all":
             return max(len(self.gallery.images), len(self.gallery.texts))
         if self.rerank is None:
-            return 0 if self.gallery.dot is not None else max(DEPTH[side.name], 10 * k)
+            if self.gallery.dot is not None:
+                return 0
+            return len(side) if len(side) <= SMALL else max(DEPTH[side.name], 10 * k)
         return max(int(self.rerank), k)
+
+    def scored(self, side: Side, k: int) -> int:
+        """How many items of a side are scored for k hits; fewer than there are where a coarse search comes first."""
+        return min(self.depth(side, k) or len(side), len(side))
 
     def engine_of(self, side: Side) -> engines.Engine:
         """The engine over a side's vectors, made when first asked for."""
@@ -224,7 +237,7 @@ class Searcher:
         scores, rows = ([row[o] for row, o in zip(part, order, strict=True)] for part in (scores, rows))
         return scores, rows
 
-    def _leaves(self, side: Side) -> list[np.ndarray]:
+    def _leaves(self, side: Side) -> list[Any]:
         gives = self.bundle.manifest["functions"]["encode_image" if side is self.gallery.images else "encode_text"]
         return [side.leaves[leaf["name"]] for leaf in gives["gives"]]
 

@@ -100,7 +100,12 @@ class Model(Matcher):
 
     @property
     def inputs(self) -> Inputs:
-        return Inputs((self.feature,))
+        return Inputs((self.feature,), most_words=self.limit)
+
+    @property
+    def limit(self) -> int | None:
+        """Words that are filtered, all where None."""
+        return WORDS if self.compat_padding and self.direction == "i2t" else None
 
     @property
     def word_tables(self) -> str:
@@ -112,8 +117,7 @@ class Model(Matcher):
         self.embed_fixed = WordEmbedding(self.vocabulary, self.word_dim)
         self.embed = WordEmbedding(self.vocabulary, self.word_dim)
         self.text_encoder = BiGRU(self.embed_dim, dtype=dtype)
-        limit = WORDS if self.compat_padding and self.direction == "i2t" else None
-        self.filtered = Filtered(self.embed_dim, self.compat_padding, limit)
+        self.filtered = Filtered(self.embed_dim, self.compat_padding, self.limit)
         self.conditioner = Conditioner(self.embed_dim, dtype)
 
     def roles(self) -> tuple[nn.Module, nn.Module]:

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import DataError, XmodalError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError
 from xmodal_jax.serve.batcher import Batcher, Full
 from xmodal_jax.serve.guard import Metrics
 from xmodal_jax.serve.live import Live, State
+from xmodal_jax.serve.words import docs_of, fault_of, results_of
 
 PAGE = Path(__file__).parent / "page"
 ASSETS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 ASKED = ("/search", "/search/picture", "/attend", "/caption", "/caption/picture", "/paraphrase")
-ROUTES = frozenset((*ASKED, "/healthz", "/metrics", *ASSETS))
+ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/readyz", "/", "/docs", "/openapi.json", "/metrics", *ASSETS))
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+DECODERS = 2  # pictures that are decoded at a time: one of 20 million pixels takes some 100 MB
 TEXT, MOST = 2000, 1000  # characters of a query, answers to it
 RETRY = {"Retry-After": "1"}
 
@@ -63,6 +75,12 @@ class Item(Asked):
     k: Number = 20
 
 
+Question = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Item, Tag("item")],
+    Discriminator(lambda body: "item" if isinstance(body, dict) and "item" in body else "text"),
+]
+
+
 class Pair(Asked):
     """A sentence and an image of the gallery."""
 
@@ -96,6 +114,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     421: {"model": Fault, "description": "The host name is not that of this machine."},
     422: {"model": Fault, "description": "A value is missing, wrong or out of its limits."},
     429: {"model": Fault, "description": "Too many requests wait; try again after Retry-After seconds."},
+    503: {"model": Fault, "description": "The gallery cannot be read at the moment."},
 }
 
 A_PICTURE = {
@@ -122,6 +141,8 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         title="xmodal_jax", version=__version__, description="Image-text search.", docs_url=None, redoc_url=None
     )
 
+    decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="pixels")
+
     async def run(state: State, kind: str, work: Callable[[list[Any]], list[Any]], item: Any) -> Any:
         return await batcher.ask((id(state), kind), work, item, deadline)
 
@@ -135,7 +156,7 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             raise Missing("This gallery's system reads ready-made features, so it cannot look at a new picture.")
         if not body:
             raise DataError("The body holds no picture.")
-        return await asyncio.to_thread(state.read, body)
+        return await asyncio.get_running_loop().run_in_executor(decoders, state.read, body)
 
     def check_captions(state: State) -> None:
         if not state.speaks_of_images:
@@ -151,19 +172,26 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
 
     @app.exception_handler(XmodalError)
     async def refused(_: Request, error: Exception) -> Response:
+        if isinstance(error, CheckpointError):  # of the gallery, not of the question; it names files of this machine
+            print(f"serve: {error}", file=sys.stderr, flush=True)
+            return fault(503, "The gallery cannot be read at the moment; try again later.")
         return fault(422, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]  # never the input itself: it may be anything, NaN included
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return fault(400 if first["type"] == "json_invalid" else 422, f"{where}: {first['msg']}".lstrip(": "))
+        first = error.errors()[0]
+        return fault(400 if first["type"] == "json_invalid" else 422, fault_of(first))
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, __: Exception) -> Response:
+        return fault(500, "Something is wrong with this service; its log says what.")
 
     @app.post("/search", responses=FAULTS, summary="Rank images by a sentence, or captions by an image")
-    async def search(asked: Text | Item) -> dict[str, Any]:
+    async def search(asked: Question) -> dict[str, Any]:
         state = live.state
         if isinstance(asked, Text):
+            state.searcher.check_known(asked.text)  # before it is put together with the questions of others
             return await run(state, "text", state.by_text, (asked.text, asked.k))
         return await run(state, "item", state.by_item, (row_of(state, asked.item), asked.k))
 
@@ -213,6 +241,10 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             raise Missing(f'The system "{state.system}" has no decoder that puts sentences in other words.')
         return await run(state, "paraphrase", state.paraphrase, asked.text)
 
+    @app.get("/examples", summary="Sentences to ask this gallery, and some of its images")
+    async def examples() -> dict[str, Any]:
+        return live.state.examples()
+
     @app.get("/items/{row}", responses=FAULTS, summary="What is known of an image")
     async def item(row: int) -> dict[str, Any]:
         state = live.state
@@ -231,6 +263,14 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     async def healthz() -> dict[str, Any]:
         return {"status": "ok", **live.state.facts()}
 
+    @app.get("/readyz", responses={503: FAULTS[503]}, summary="Whether a question would be taken now")
+    async def readyz() -> Response:
+        return JSONResponse({"status": "ready"}) if batcher.ready else fault(503, "The queue takes nothing now.")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_of(app.openapi()))
+
     @app.get("/metrics", response_class=PlainTextResponse, summary="Counters in the form of Prometheus")
     async def metrics_text() -> str:
         sizes = batcher.batches
@@ -242,6 +282,23 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             "gallery_swaps": float(live.swaps),
         }
         return metrics.text(gauges)
+
+    first = (PAGE / "index.html").read_bytes()
+
+    @app.get("/", include_in_schema=False)
+    async def home(text: str | None = None) -> Response:
+        """The page; with a sentence its answer, for browsers without JavaScript."""
+        if text is None:
+            return Response(first, media_type="text/html; charset=utf-8")
+        state = live.state
+        try:
+            asked = Text(text=text)
+            state.searcher.check_known(asked.text)
+            return HTMLResponse(results_of(text, await run(state, "text", state.by_text, (asked.text, asked.k))))
+        except ValidationError as error:
+            return HTMLResponse(results_of("", None, fault_of(error.errors()[0])), 422)
+        except UsageError as error:
+            return HTMLResponse(results_of(text, None, str(error)), 422)
 
     for route, (name, kind) in ASSETS.items():
         app.get(route, include_in_schema=False)(asset(PAGE / name, kind))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import contextvars
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+UNTIL: contextvars.ContextVar[float] = contextvars.ContextVar("until", default=math.inf)  # end of a request's time
 BATCH = 32  # requests of one kind that are served together
 
 
@@ -52,8 +55,9 @@ class Batcher:
         """The answer to ``item``, once its batch is done.
 
         Raises:
-            Full: too many wait already, or ``seconds`` passed.
+            Full: too many wait already, or ``seconds`` passed, or what :data:`UNTIL` leaves of the request's time.
         """
+        seconds = min(seconds, UNTIL.get() - time.monotonic())
         loop = asyncio.get_running_loop()
         job = Job(kind, work, item, loop.create_future(), loop, time.monotonic() + seconds)
         with self._change:
@@ -65,6 +69,11 @@ class Batcher:
             return await asyncio.wait_for(job.future, seconds)
         except TimeoutError:
             raise Full from None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a further job would be taken."""
+        return self._thread.is_alive() and not self._stopping and len(self._waiting) < self.most
 
     def close(self) -> None:
         """Finish what waits, then end the thread."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import XmodalError
+from xmodal_jax.errors import DataError, XmodalError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import take
-from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery
+from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
 from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
 from xmodal_jax.inference.search import Hit, Searcher
 from xmodal_jax.inference.shapes import SIZES, WORDS
 from xmodal_jax.serve.batcher import BATCH
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
+SENTENCE, SAMPLES = 80, 12  # characters of an example, and how many images are shown beside
 LOOK = 2.0  # seconds between looks at the manifest
 
 
@@ -54,11 +56,13 @@ class State:
 
     def by_text(self, asked: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         """Ranked images of sentences."""
-        ranked = self.searcher.by_text([text for text, _ in asked], max(k for _, k in asked))
+        most = max(k for _, k in asked)
+        ranked = self.searcher.by_text([text for text, _ in asked], most)
         return [
             {
                 "kind": "images",
                 "unknown": self.gallery.bundle.unknown(text),
+                **self._scored(self.gallery.images, most),
                 "hits": [self._image(hit) for hit in hits[:k]],
             }
             for (text, k), hits in zip(asked, ranked, strict=True)
@@ -70,15 +74,18 @@ class State:
         for row, k in asked:
             captions = set(self.gallery.images.lines[row]["captions"])
             hits = self.searcher.by_image(row, k)
-            answers.append(
-                {"kind": "captions", "hits": [self._caption(hit) | {"own": hit.row in captions} for hit in hits]}
-            )
+            found = [self._caption(hit) | {"own": hit.row in captions} for hit in hits]
+            answers.append({"kind": "captions", **self._scored(self.gallery.texts, k), "hits": found})
         return answers
 
     def by_picture(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
         """Ranked captions of new pictures."""
         return [
-            {"kind": "captions", "hits": [self._caption(hit) for hit in self.searcher.by_image(pixels, k)]}
+            {
+                "kind": "captions",
+                **self._scored(self.gallery.texts, k),
+                "hits": [self._caption(hit) for hit in self.searcher.by_image(pixels, k)],
+            }
             for pixels, k in asked
         ]
 
@@ -89,7 +96,8 @@ class State:
             image, bundle = self.gallery.images.take([row]), self.gallery.bundle
             sentence = bundle.embed_texts([text])
             weight = bundle.attend(image, sentence)[0, 0]
-            boxes = np.asarray(self.gallery.images.boxes[row], np.float32)  # type: ignore[index]
+            assert self.gallery.images.boxes is not None  # else nothing attends
+            boxes = self.gallery.images.boxes[row].astype(np.float32)
             real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             words = self.gallery.bundle.split(text)[: weight.shape[1] - 2]
             shown = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
@@ -99,6 +107,7 @@ class State:
                     "words": words,
                     "boxes": np.round(boxes[real].astype(np.float64), 4).tolist(),
                     "weights": np.round(share.T.astype(np.float64), 4).tolist(),
+                    "uniform": round(1 / max(int(real.sum()), 1), 4),
                     "score": float(bundle.score(take(image, slice(0, 1)), sentence)[0, 0]),
                     "unknown": bundle.unknown(text),
                 }
@@ -145,7 +154,23 @@ class State:
         return known | {"size": line.get("size", [0, 0]), "said": line.get("said")}
 
     def picture(self, row: int) -> Path | None:
-        return self.gallery.picture(row)
+        """Where the picture of an image may be read; None also where its path leads out of the data set by a link."""
+        try:
+            return self.gallery.picture(row)
+        except DataError:
+            return None
+
+    def examples(self) -> dict[str, Any]:
+        """Sentences that this gallery has an answer to, and some of its images, spread over it."""
+        texts, bundle = self.gallery.texts.lines, self.gallery.bundle
+        rows = np.linspace(0, len(texts) - 1, 50).astype(int) if texts else []
+        captions = [texts[row]["caption"] for row in rows]
+        fit = [text for text in captions if 0 < len(text) <= SENTENCE and not bundle.unknown(text)]
+        images = np.unique(np.linspace(0, self.count - 1, SAMPLES).astype(int)) if self.count else []
+        return {"sentences": list(dict.fromkeys(fit))[:3], "images": [self.describe(int(row)) for row in images]}
+
+    def _scored(self, side: Side, k: int) -> dict[str, int]:
+        return {"scored": self.searcher.scored(side, k), "of": len(side)}
 
     def _image(self, hit: Hit) -> dict[str, Any]:
         known = self.describe(hit.row)
@@ -156,13 +181,17 @@ class State:
         return {"row": hit.row, "caption": line["caption"], "item": line["image"], "score": round(float(hit.score), 4)}
 
 
-def open_state(path: Path, engine: str = "exact", rerank: int | str | None = None) -> State:
-    """A gallery whose answers are compiled and tried.
+def open_state(
+    path: Path, engine: str = "exact", rerank: int | str | None = None, pictures: Path | None = None
+) -> State:
+    """A gallery whose answers are compiled and tried; its data set lies in ``pictures``, if that is given.
 
     Raises:
         XmodalError: as the gallery and the engine do.
     """
-    gallery = Gallery(path)
+    gallery = Gallery(path, pictures=pictures)
+    if gallery.note:
+        print(f"serve: {gallery.note}", file=sys.stderr, flush=True)
     searcher = Searcher(gallery, engine=engine, rerank=rerank)
     searcher.warm()
     for k in (50, 1000):  # more candidates are scored at once
@@ -170,6 +199,14 @@ def open_state(path: Path, engine: str = "exact", rerank: int | str | None = Non
     state = State(gallery, searcher)
     state.warm()
     return state
+
+
+def _seen(path: Path, manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a look at a gallery on disk from the one before: files that are still being copied change it."""
+    names = sorted(manifest["files"])
+    files = [path / name for name in names]
+    stats = [file.stat() if file.is_file() else None for file in files]
+    return manifest["sha256"], *((stat.st_size, stat.st_mtime_ns, stat.st_ino) if stat else None for stat in stats)
 
 
 class Live:
@@ -184,29 +221,41 @@ class Live:
         self.path, self._open = path, open
         self.state = open(path)
         self.swaps = 0
-        self._refused = ""
+        self._refused: Any = None  # what was on disk when it was last found broken
+        self._told = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gallery", daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK):
-            self.look()
+            with contextlib.suppress(Exception):  # even where nothing can be printed any more
+                self.look()
 
     def look(self) -> bool:
         """Take up a gallery that has changed; whether one was taken up. A broken one leaves the old one in place."""
         try:
-            found = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)["sha256"]
-            if found in (self.state.gallery.fingerprint, self._refused):
+            manifest = layout.read_manifest(self.path, FORMAT, VERSION, AGAIN)
+            if manifest["sha256"] == self.state.gallery.fingerprint:
+                return False
+            found = _seen(self.path, manifest)
+            if found == self._refused:
                 return False
             self._refused = found
             self.state = self._open(self.path)
             self.swaps += 1
-            print(f"serve: {self.path} has changed: {self.state.count:,} images now", file=sys.stderr, flush=True)
+            self._tell(f"{self.path} has changed: {self.state.count:,} images now")
             return True
-        except (XmodalError, OSError) as error:  # in the middle of being replaced, or damaged
-            print(f"serve: still the old gallery ({error})", file=sys.stderr, flush=True)
+        except Exception as error:  # in the middle of being replaced, or damaged in any way; the next look may do
+            reason = str(error) if isinstance(error, XmodalError | OSError) else f"{type(error).__name__}: {error}"
+            self._tell(f"still the old gallery ({reason})")
             return False
+
+    def _tell(self, line: str) -> None:
+        """Print what has not just been printed."""
+        if line != self._told:
+            self._told = line
+            print(f"serve: {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._stop.set()

@@ -38,28 +38,31 @@ def main(args: argparse.Namespace) -> int:
     import uvicorn
 
     from xmodal_jax.serve.app import ROUTES, make_app
-    from xmodal_jax.serve.batcher import Batcher
+    from xmodal_jax.serve.batcher import BATCH, Batcher
+    from xmodal_jax.serve.connections import PATIENCE, Connection
     from xmodal_jax.serve.guard import Guard, Metrics
     from xmodal_jax.serve.live import Live, open_state
 
     token = os.environ.get("XMODAL_TOKEN") or None
     check_address(args.host, args.port, token)
     print(f"serve: opening {args.gallery} and compiling; the first query is then as fast as the others", flush=True)
-    live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank))
+    live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank, args.pictures))
     batcher, metrics = Batcher(most=args.queue), Metrics()
     app: Any = make_app(live, batcher, metrics, deadline=args.deadline)
-    guarded = Guard(app, metrics=metrics, routes=ROUTES, token=token, loopback=args.host in LOOPBACK)
+    limits: Any = {"deadline": args.deadline, "most": args.queue + BATCH}
+    guarded = Guard(app, metrics=metrics, routes=ROUTES, token=token, loopback=args.host in LOOPBACK, **limits)
     shown = f"[{args.host}]" if ":" in args.host else args.host
     print(f"serve: {live.state.count:,} images at http://{shown}:{args.port}/ (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(
         guarded,
+        http=Connection,
         host=args.host,
         port=args.port,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN,
-        timeout_keep_alive=30,
+        timeout_keep_alive=PATIENCE,
         h11_max_incomplete_event_size=32_768,
         ws="none",
     )

@@ -18,6 +18,7 @@ from xmodal_jax.text.tokens import cased, words
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 FORMAT = "xmodal_jax vocabulary 1"
+LARGEST = 16 << 20  # bytes of a file: some million words
 TOKENISERS = {"words": words, "cased": cased, "characters": characters.characters}
 
 
@@ -143,7 +144,11 @@ class Vocabulary:
         Raises: CheckpointError when the file is missing, changed, cut short or something else.
         """
         try:
-            content = json.loads(Path(path).read_bytes().decode("ascii"), object_pairs_hook=_only_once)
+            with Path(path).open("rb") as file:
+                raw = file.read(LARGEST + 1)
+            if len(raw) > LARGEST:
+                raise ValueError(f"it has more than {LARGEST:,} bytes")
+            content = json.loads(raw.decode("ascii"), object_pairs_hook=_only_once)
             vocabulary = cls(*_words_of(content))
             if vocabulary.sha256 != content["sha256"]:
                 raise ValueError("its words do not have the SHA-256 written in it")

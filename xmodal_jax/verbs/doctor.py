@@ -158,6 +158,36 @@ def differentiate() -> str:
     return f"loss {float(value):.2f}, norm of its gradient {norm:.2f}"
 
 
+def run_bundle() -> str:
+    """A small bundle is written, loaded again, and scores two images with a sentence."""
+    import jax
+    import numpy as np
+
+    from xmodal_jax import config as configs
+    from xmodal_jax.export import run as export
+    from xmodal_jax.inference.bundle import load
+    from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
+    from xmodal_jax.training.model import example_batch, make_model
+    from xmodal_jax.types import Facts, Feature
+
+    config = configs.load("vse.py:vsepp,tiny", ["--config.model.feature=global"])
+    vocabulary = Vocabulary([*SPECIAL, "cat", "dog"])
+    facts = Facts({"global": Feature((8,))}, {}, len(vocabulary), 0, 1, max(config.data.lengths))
+    model = make_model(config, facts)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    shapes = jax.eval_shape(model.init, keys, example_batch(model.inputs, facts))
+    variables = jax.tree.map(lambda leaf: np.linspace(-1, 1, leaf.size, dtype=leaf.dtype).reshape(leaf.shape), shapes)
+    card = export.Card("Numbers in order.", "none", None, "Not measured.")
+    parts = {"config": config, "model": model, "variables": variables, "vocabulary": vocabulary, "facts": facts}
+    with tempfile.TemporaryDirectory() as folder:
+        export.write(Path(folder) / "bundle", card=card, **parts)
+        bundle = load(Path(folder) / "bundle")
+        scores = bundle.score(bundle.embed_images(np.eye(2, 8, dtype=np.float32)), ["a dog"])
+    if scores.shape != (2, 1) or not (np.abs(scores) <= 1.0001).all():
+        raise ArithmeticError(f"cosines {scores.tolist()}")
+    return f"scores {scores[0, 0]:.2f} and {scores[1, 0]:.2f}"
+
+
 def write_and_read() -> str:
     """A file in the temporary folder comes back as it was written."""
     content = os.urandom(1 << 20)
@@ -172,6 +202,7 @@ def write_and_read() -> str:
 SELF_TESTS: dict[str, Callable[[], str]] = {
     "compiled matrix product": multiply,
     "triplet loss gradient": differentiate,
+    "small bundle": run_bundle,
     "temporary file": write_and_read,
 }
 

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
         rerank = args.rerank if args.rerank in (None, "all") else int(args.rerank)
     except ValueError:
         rerank = args.rerank
-    gallery = Gallery(args.gallery)
+    gallery = Gallery(args.gallery, pictures=args.pictures)
     searcher = Searcher(gallery, engine=args.engine, rerank=rerank)
     if args.measure:
         from xmodal_jax.inference.measure import measure, print_measured
@@ -65,19 +65,25 @@ def main(args: argparse.Namespace) -> int:
         return 0
     unknown: list[str] = []
     if args.image is not None:
-        hits = searcher.by_image(_image_of(gallery, args.image), args.k)
+        side, hits = gallery.texts, searcher.by_image(_image_of(gallery, args.image), args.k)
     else:
-        hits = searcher.by_text([args.text], args.k)[0]
+        side, hits = gallery.images, searcher.by_text([args.text], args.k)[0]
         unknown = searcher.unknown(args.text)
-        if searcher.knows_nothing_of(args.text):
-            raise UsageError(
-                f"No word of the query is in the vocabulary ({printable(', '.join(unknown))}), so nothing can be "
-                "found by it; use other words."
-            )
+        searcher.check_known(args.text)
+    scored = searcher.scored(side, args.k)
+    if gallery.note and args.json:
+        print(printable(gallery.note), file=sys.stderr)
     if args.json:
         query = {"text": args.text} if args.image is None else {"image": args.image}
-        print(json.dumps({"query": query, "unknown": unknown, "hits": [hit._asdict() for hit in hits]}, indent=1))
+        facts = {"query": query, "unknown": unknown, "scored": scored, "of": len(side)}
+        print(json.dumps({**facts, "hits": [hit._asdict() for hit in hits]}, indent=1))
         return 0
+    if scored < len(side):
+        print(
+            f"scored in full: the {scored:,} of {len(side):,} {side.name} that a coarse search puts first; --rerank "
+            "all scores every one",
+            file=sys.stderr,
+        )
     if unknown:
         print(f"not in the vocabulary: {printable(', '.join(unknown))}", file=sys.stderr)
     print("\n".join(table(hits, shutil.get_terminal_size().columns)))

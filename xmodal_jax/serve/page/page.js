@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 8; // regions of a word that are outlined
-const state = { facts: null, token: sessionStorage.getItem("token") || "", turn: 0, query: "", open: null, asked: "" };
+const state = { facts: null, token: sessionStorage.getItem("token") || "", turn: 0, query: "", open: null, asked: "", examples: null };
 
 function element(tag, options = {}, ...children) {
   const { className, attributes = {}, ...rest } = options;
@@ -55,11 +55,12 @@ async function source(row) {
   return URL.createObjectURL(await (await call(path)).blob()); // an <img> cannot send a token
 }
 
-async function fill(image, row) {
+async function fill(image, row, missing) {
+  image.onerror = missing;
   try {
     image.src = await source(row);
   } catch {
-    image.remove();
+    missing();
   }
 }
 
@@ -76,29 +77,61 @@ function card(hit, index) {
   const frame = element("span", { className: "frame" });
   if (hit.picture) {
     const image = element("img", { alt: "", loading: "lazy" });
-    image.addEventListener("error", () => frame.replaceChildren("the picture is gone"));
     frame.append(image);
-    fill(image, hit.row);
+    fill(image, hit.row, () => frame.replaceChildren("the picture’s file is missing"));
   } else frame.append(hit.id);
   const caption = hit.captions[0] || hit.id;
-  const under = element("span", { className: "under" },
-    element("span", { className: "rank" }, element("span", {}, `${index + 1}`), element("span", {}, hit.score.toFixed(3))),
-    element("span", { className: "caption" }, caption));
-  const button = element("button", { className: "hit", type: "button", attributes: { "aria-label": `${index + 1}. ${caption}` } }, frame, under);
+  const ranked = hit.score !== undefined;
+  const under = element("span", { className: "under" });
+  if (ranked) under.append(element("span", { className: "rank" }, element("span", {}, `${index + 1}`), element("span", {}, hit.score.toFixed(3))));
+  under.append(element("span", { className: "caption" }, caption));
+  const label = ranked ? `${index + 1}. ${caption}` : caption;
+  const button = element("button", { className: "hit", type: "button", attributes: { "aria-label": label } }, frame, under);
   button.addEventListener("click", () => show(hit, state.query));
   return element("li", {}, button);
 }
 
-async function search(text) {
+// What there is before anything has been asked: sentences that this gallery can answer, and some of its pictures.
+async function offer(message = "") {
   const turn = ++state.turn;
-  text = text.trim();
   $("asked").hidden = true;
-  if (!text) {
-    $("hits").replaceChildren();
-    return say("Write what the picture should show.");
+  state.query = "";
+  say(message);
+  try {
+    state.examples ??= await (await call("/examples")).json();
+    if (turn !== state.turn) return;
+    const { sentences, images } = state.examples;
+    if (sentences.length) $("text").placeholder = sentences[0];
+    const choose = (sentence) => {
+      const button = element("button", { className: "example", type: "button" }, sentence);
+      button.addEventListener("click", () => {
+        $("text").value = sentence;
+        ask(sentence);
+      });
+      return button;
+    };
+    $("examples").replaceChildren(...(sentences.length ? ["Try ", ...sentences.map(choose)] : []));
+    $("examples").hidden = !sentences.length;
+    $("hits").replaceChildren(...images.map((image, index) => card(image, index)));
+  } catch (error) {
+    if (turn === state.turn) say("", error.message);
   }
+}
+
+// A question that goes into the address, so that the way back leads to the one before.
+function ask(text) {
+  const address = text.trim() ? `#q=${encodeURIComponent(text.trim())}` : "";
+  if (address !== location.hash) history.pushState(null, "", address || location.pathname);
+  return search(text);
+}
+
+async function search(text) {
+  text = text.trim();
+  if (!text) return offer("Write what the picture should show, or look at some of them.");
+  const turn = ++state.turn;
+  $("asked").hidden = true;
+  $("examples").hidden = true;
   state.query = text;
-  history.replaceState(null, "", `#q=${encodeURIComponent(text)}`);
   const k = Number($("k").value);
   say("Searching…");
   blanks(k);
@@ -109,7 +142,8 @@ async function search(text) {
     $("hits").replaceChildren(...answer.hits.map(card));
     const strange = answer.unknown.length ? ` Not in the vocabulary: ${answer.unknown.join(", ")}.` : "";
     const count = answer.hits.length;
-    say(count ? `${count} pictures in ${Math.round(performance.now() - began)} ms.${strange}` : `This gallery has no pictures.${strange}`);
+    const cut = answer.scored < answer.of ? ` ${answer.scored.toLocaleString("en")} of ${answer.of.toLocaleString("en")} were scored in full, those that a coarse search puts first.` : "";
+    say(count ? `${count} pictures in ${Math.round(performance.now() - began)} ms.${cut}${strange}` : `This gallery has no pictures.${strange}`);
   } catch (error) {
     if (turn !== state.turn) return;
     $("hits").replaceChildren();
@@ -146,7 +180,14 @@ async function show(hit, query) {
   const [height, width] = hit.size;
   image.style.aspectRatio = height && width ? `auto ${width} / ${height}` : ""; // its place is kept until it comes
   image.alt = hit.captions[0] ? `Picture: ${hit.captions[0]}` : "Picture";
-  if (hit.picture) fill(image, hit.row);
+  $("gone").hidden = true;
+  const missing = () => {
+    if (state.open !== hit.row) return;
+    image.hidden = true;
+    $("stage").classList.add("sheet");
+    $("gone").hidden = false;
+  };
+  if (hit.picture) fill(image, hit.row, missing);
   if (!$("detail").open) $("detail").showModal();
   if (query) look(hit.row, query);
   try {
@@ -166,6 +207,14 @@ async function show(hit, query) {
   }
 }
 
+// 0 where a region gets no more than even attention over all would give it, 1 where it gets all: the same scale for
+// every word, so that a word that looks nowhere in particular is drawn so.
+function strengthOf(weight, count) {
+  return count > 1 ? Math.max(0, 1 + Math.log(Math.max(weight, 1e-9)) / Math.log(count)) : 1;
+}
+
+const percent = (share) => `${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
+
 function draw(boxes, weights) {
   const svg = $("boxes");
   const make = (name, attributes) => {
@@ -173,15 +222,14 @@ function draw(boxes, weights) {
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     return node;
   };
-  const top = Math.max(...weights, 1e-9);
   const order = weights.map((weight, index) => [weight, index]).sort((a, b) => b[0] - a[0]).slice(0, SHOWN);
   const place = ([x1, y1, x2, y2]) => ({ x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
   const mask = make("mask", { id: "clear" });
   mask.append(make("rect", { x: 0, y: 0, width: 1, height: 1, fill: "white" }));
   const outlines = [];
   for (const [weight, index] of order.reverse()) {
-    const strength = weight / top;
-    if (strength < 0.05) continue;
+    const strength = strengthOf(weight, boxes.length);
+    if (strength < 0.02) continue;
     mask.append(make("rect", { ...place(boxes[index]), fill: "black", "fill-opacity": strength }));
     outlines.push(make("rect", { ...place(boxes[index]), class: "outline", "stroke-width": 1 + 2 * strength, "stroke-opacity": 0.25 + 0.75 * strength }));
   }
@@ -202,7 +250,8 @@ async function look(row, text) {
         for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
         draw(answer.boxes, answer.weights[index]);
         const top = Math.max(...answer.weights[index]);
-        $("look-note").textContent = `“${word}” gives ${Math.round(100 * top)} % of its attention to its first region.`;
+        const even = answer.boxes.length > 1 ? `; spread evenly, each of the ${answer.boxes.length} would get ${percent(answer.uniform)}` : "";
+        $("look-note").textContent = `“${word}” gives ${percent(top)} of its attention to its first region${even}.`;
       };
       for (const event of ["mouseenter", "focus", "click"]) button.addEventListener(event, choose);
       return button;
@@ -224,6 +273,7 @@ async function give(file) {
   if (!file) return;
   const turn = ++state.turn;
   $("hits").replaceChildren();
+  $("examples").hidden = true;
   if (file.size > 10_000_000) return say("", "This file is larger than 10 MB.");
   say(`Looking at ${file.name}…`);
   $("asked").hidden = true;
@@ -239,7 +289,7 @@ async function give(file) {
     $("asked-picture").src = state.asked;
     captions($("asked-captions"), answer.hits, (own) => {
       $("text").value = own.caption;
-      search(own.caption);
+      ask(own.caption);
     });
     $("asked").hidden = false;
     say("Captions of the gallery, best first. Choose one to search pictures with it.");
@@ -252,7 +302,12 @@ async function give(file) {
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  search($("text").value);
+  ask($("text").value);
+});
+window.addEventListener("popstate", () => {
+  if ($("detail").open) $("detail").close();
+  $("text").value = questionOf();
+  questionOf() ? search(questionOf()) : offer();
 });
 $("k").addEventListener("change", () => state.query && search(state.query));
 $("close").addEventListener("click", () => $("detail").close());
@@ -291,17 +346,20 @@ document.addEventListener("keydown", (event) => {
   cards[Math.min(Math.max(here + step, 0), cards.length - 1)].focus();
 });
 
+const questionOf = () => new URLSearchParams(location.hash.slice(1)).get("q") || "";
+
 async function start() {
   try {
     state.facts = await (await call("/healthz")).json();
     const { data, system, images, captions: texts } = state.facts;
     $("facts").textContent = `${images.toLocaleString("en")} pictures and ${texts.toLocaleString("en")} captions of ${data}, ranked by ${system}`;
     $("drop").hidden = !state.facts.pixels;
-    const query = new URLSearchParams(location.hash.slice(1)).get("q");
-    if (query) {
-      $("text").value = query;
-      search(query);
-    } else if (matchMedia("(pointer: fine)").matches) $("text").focus();
+    $("text").value = questionOf() || $("text").value;
+    if (questionOf()) search(questionOf());
+    else {
+      offer();
+      if (matchMedia("(pointer: fine)").matches) $("text").focus();
+    }
   } catch (error) {
     $("facts").textContent = "";
     say("", error.message);

@@ -102,6 +102,15 @@ def add_index(verbs) -> None:
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored type")
 
 
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DATA",
+        help="the data set's folder, where it has moved since indexing or the gallery comes from somebody else",
+    )
+
+
 def add_search(verbs) -> None:
     parser = verb(
         verbs,
@@ -120,6 +129,7 @@ def add_search(verbs) -> None:
     parser.add_argument(
         "--rerank", metavar="N", help="candidates to score in full, or all; only where scores are no inner products"
     )
+    add_pictures(parser)
     parser.add_argument(
         "--measure", action="store_true", help="what re-ranking keeps of scoring everything, and how fast"
     )
@@ -138,5 +148,6 @@ def add_serve(verbs) -> None:
         metavar="N",
         help="candidates to score in full, or all; only where scores are no inner products",
     )
+    add_pictures(parser)
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait; more get 429")
     parser.add_argument("--deadline", type=float, default=10.0, help="seconds that a request may take")
