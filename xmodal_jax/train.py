@@ -16,7 +16,7 @@ from xmodal_jax import config as configs
 from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
-from xmodal_jax.training import processes, schedules, setup
+from xmodal_jax.training import folder, processes, schedules, setup
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
 from xmodal_jax.training.log import CollapseDetector, Log
 from xmodal_jax.training.optim import live_leaves, make_optimiser
@@ -77,7 +77,7 @@ class Trainer:
         if source:
             other = Path(source)
             saved = configs.read(other)
-            theirs, ours = setup.read_vocabulary(other), self.parts.vocabulary
+            theirs, ours = folder.read_vocabulary(other), self.parts.vocabulary
             if theirs and ours and theirs.words != ours.words and not self.config.init.skip:
                 raise CheckpointError(
                     f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "

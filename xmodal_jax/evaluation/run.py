@@ -16,9 +16,10 @@ from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.speak import Said, Speaker, speech
 from xmodal_jax.evaluation.vote import Member, rank_table
 from xmodal_jax.text.generation import Decoding
+from xmodal_jax.training import folder
 from xmodal_jax.training.checkpoint import Checkpoints
 from xmodal_jax.training.model import facts_of, inputs_of, make_model
-from xmodal_jax.training.setup import make_captions, read_vocabulary
+from xmodal_jax.training.setup import make_captions
 from xmodal_jax.types import Config
 
 
@@ -28,9 +29,12 @@ class Run:
     def __init__(self, workdir: Path, data: str | None = None):
         self.workdir = workdir
         self.config: Config = configs.read(workdir)
-        self.dataset: Dataset = open_dataset(data or self.config.data.dir)
         self.inputs = inputs_of(self.config)
-        self.vocabulary = read_vocabulary(workdir)
+        self.dataset: Dataset = open_dataset(data or self.config.data.dir)
+        if data is None:
+            remedy = "name it with --data, which keeps its figures apart"
+            folder.check_same_data(workdir, self.dataset, self.inputs, self.config, remedy)
+        self.vocabulary = folder.read_vocabulary(workdir)
         self.facts = facts_of(self.dataset, self.inputs, self.config, self.vocabulary)
         self.model = make_model(self.config, self.facts)
         self.checkpoints = Checkpoints(workdir, read_only=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +16,13 @@ from xmodal_jax import losses
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
 from xmodal_jax.data.records import Dataset, Split, open_dataset
-from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import processes, schedules
+from xmodal_jax.training import folder, schedules
 from xmodal_jax.training.checkpoint import Checkpoints
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.optim import path_name
@@ -75,7 +72,7 @@ def setup(config: Config, workdir: Path) -> Parts:
     """
     dataset = open_dataset(config.data.dir)
     inputs = inputs_of(config)
-    vocabulary = open_vocabulary(workdir, config, dataset, inputs)
+    vocabulary = folder.open_vocabulary(workdir, config, dataset, inputs)
     facts = facts_of(dataset, inputs, config, vocabulary)
     model = make_model(config, facts)
     example = example_batch(inputs, facts)
@@ -91,7 +88,7 @@ def setup(config: Config, workdir: Path) -> Parts:
 
     dev = FeatureReader(dataset.split("dev"), inputs.image, limit=config.data.dev_images)
     dev_captions = make_captions(dev.split, inputs, vocabulary, config, dev.count)
-    claim_workdir(workdir, config, dataset, inputs, vocabulary)
+    folder.claim(workdir, config, dataset, inputs, facts, vocabulary)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     return Parts(
         config,
@@ -121,74 +118,6 @@ def make_captions(
         raise DataError(f'{split.dataset.directory}: split "{split.name}" has no captions.')
     dense = {name: split.text_feature(name) for name in inputs.text if name != "token"}
     return Captions(captions, vocabulary, config.data.lengths, dense)
-
-
-def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inputs) -> Vocabulary | None:
-    """The vocabulary of a run folder that belongs to this config and data, or a new one from the training captions;
-    None for a system that reads no tokens.
-
-    Raises:
-        CheckpointError: the folder holds a run of another config, or something else.
-        DataError: the data set has changed since the run was started.
-    """
-    if (workdir / "config.json").is_file():
-        configs.check_same(configs.read(workdir), config, workdir)
-        check_identity(workdir, identity_of(config, dataset, inputs), dataset)
-        return read_vocabulary(workdir)
-    if workdir.exists() and any(workdir.iterdir()):
-        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
-    if "token" not in inputs.text:
-        return None
-    captions = dataset.split("train").captions
-    return Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
-
-
-def read_vocabulary(workdir: Path) -> Vocabulary | None:
-    """The vocabulary of a run folder; None where the run has none."""
-    known = json.loads((workdir / "run.json").read_text()).get("vocabulary")
-    return Vocabulary.load(workdir / "vocabulary.json") if known else None
-
-
-def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, Any]:
-    """What a run must find again: its data, the dense text vectors that it reads, and the user's model file."""
-    dense = {name: dataset.manifest["text_features"][name] for name in inputs.text if name != "token"}
-    identity: dict[str, Any] = {"data": dataset.identity}
-    if dense:
-        identity["text"] = json.loads(json.dumps(dense))
-    if config.model.name.endswith(".py"):
-        identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
-    return identity
-
-
-def check_identity(workdir: Path, now: Mapping[str, Any], dataset: Dataset) -> None:
-    """Refuse to go on with other data or another model file than the run was started with."""
-    then = json.loads((workdir / "run.json").read_text())
-    if then["data"] != now["data"] or then.get("text") != now.get("text"):
-        raise DataError(
-            f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
-        )
-    if then.get("model") != now.get("model"):
-        raise CheckpointError(
-            f"The model file has changed since {workdir} was started; restore it or start a new --workdir."
-        )
-
-
-def claim_workdir(
-    workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, vocabulary: Vocabulary | None
-) -> None:
-    """Make the run folder, once all of the config has proved usable."""
-    target = workdir / "config.json"
-    processes.wait("run folder seen")  # by all: in the middle of the making it would look like a stranger's
-    if processes.first() and not target.is_file():
-        workdir.mkdir(parents=True, exist_ok=True)
-        identity = identity_of(config, dataset, inputs)
-        if vocabulary is not None:
-            vocabulary.save(workdir / "vocabulary.json")
-            identity["vocabulary"] = vocabulary.sha256
-        (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
-        configs.save(config, target)  # last: a folder with a config has all the rest
-    processes.wait("run folder made")
-    processes.check_shared(target)
 
 
 # The stages

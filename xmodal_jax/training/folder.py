@@ -1,0 +1,151 @@
+"""The folder of a run: what stands in it beside checkpoints and logs, and how that is held against data and config.
+
+config.json       the resolved config
+vocabulary.json   where the system reads tokens
+run.json          the data, its shapes, the vocabulary; SHA-256 of these files and of itself
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xmodal_jax import config as configs
+from xmodal_jax import digest
+from xmodal_jax.data.records import Dataset
+from xmodal_jax.errors import CheckpointError, DataError
+from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.training import processes
+from xmodal_jax.types import Config, Facts, Feature, Inputs
+
+VOCABULARY = "vocabulary.json"
+
+
+def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inputs) -> Vocabulary | None:
+    """The vocabulary of a run folder that belongs to this config and data, or a new one from the training captions;
+    None for a system that reads no tokens.
+
+    Raises:
+        CheckpointError: the folder holds a run of another config, or something else, or is damaged.
+        DataError: the data set has changed since the run was started.
+    """
+    if (workdir / configs.FILE).is_file():
+        configs.check_same(configs.read(workdir), config, workdir)
+        check_same_data(workdir, dataset, inputs, config)
+        return read_vocabulary(workdir)
+    if workdir.exists() and any(workdir.iterdir()):
+        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
+    if "token" not in inputs.text:
+        return None
+    captions = dataset.split("train").captions
+    return Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """What the run was started with; CheckpointError where that is missing or damaged."""
+    record = configs.record(workdir)
+    if not record:
+        raise CheckpointError(
+            f"{workdir / configs.RECORD} is missing, so what the run was trained on is not known; restore it from a "
+            "copy."
+        )
+    return record
+
+
+def read_vocabulary(workdir: Path) -> Vocabulary | None:
+    """The vocabulary of a run folder; None where the run has none.
+
+    Raises:
+        CheckpointError: it is missing, damaged or that of another run.
+    """
+    known = read_record(workdir).get("vocabulary")
+    if not known:
+        return None
+    configs.check_file(workdir, VOCABULARY)
+    vocabulary = Vocabulary.load(workdir / VOCABULARY)
+    if vocabulary.sha256 != known:
+        raise CheckpointError(f"{workdir / VOCABULARY} is not that which the run was trained with; restore it.")
+    return vocabulary
+
+
+def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, Any]:
+    """What a run must find again: its data, the dense text vectors that it reads, and the user's model file."""
+    dense = {name: dataset.manifest["text_features"][name] for name in inputs.text if name != "token"}
+    identity: dict[str, Any] = {"data": dataset.identity}
+    if dense:
+        identity["text"] = json.loads(json.dumps(dense))
+    if config.model.name.endswith(".py"):
+        identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
+    return identity
+
+
+def same_data(workdir: Path, dataset: Dataset, inputs: Inputs, config: Config) -> bool:
+    """Whether a data set is the one that the run was started with.
+
+    Raises:
+        CheckpointError: the model file is not the one that the run was started with.
+    """
+    then, now = read_record(workdir), identity_of(config, dataset, inputs)
+    if then.get("model") != now.get("model"):
+        raise CheckpointError(
+            f"The model file has changed since {workdir} was started; restore it or start a new --workdir."
+        )
+    return then.get("data") == now["data"] and then.get("text") == now.get("text")
+
+
+def check_same_data(workdir: Path, dataset: Dataset, inputs: Inputs, config: Config, remedy: str = "") -> None:
+    """Raise a DataError where the data has changed since the run was started."""
+    if not same_data(workdir, dataset, inputs, config):
+        raise DataError(
+            f"{dataset.directory} has changed since {workdir} was started; restore it or "
+            f"{remedy or 'start a new --workdir'}."
+        )
+
+
+def claim(
+    workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, facts: Facts, vocabulary: Vocabulary | None
+) -> None:
+    """Make the run folder, once all of the config has proved usable."""
+    target = workdir / configs.FILE
+    processes.wait("run folder seen")  # by all: in the middle of the making it would look like a stranger's
+    if processes.first() and not target.is_file():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise digest.refused(workdir, error) from error
+        record = {**identity_of(config, dataset, inputs), "name": dataset.manifest["name"], "facts": shapes(facts)}
+        files = []
+        if vocabulary is not None:
+            vocabulary.save(workdir / VOCABULARY)
+            record["vocabulary"] = vocabulary.sha256
+            files.append(VOCABULARY)
+        write_record(workdir, record, config, files)
+    processes.wait("run folder made")
+    processes.check_shared(target)
+
+
+def write_record(workdir: Path, record: Mapping[str, Any], config: Config, files: list[str]) -> None:
+    """Write the record, with hashes of ``files`` and of the config; then the config: a folder with it has the rest."""
+    hashes = {name: digest.sha256(workdir / name) for name in files}
+    hashes[configs.FILE] = hashlib.sha256(configs.to_text(config).encode()).hexdigest()
+    content = json.loads(json.dumps({**record, "files": hashes}))
+    digest.write(workdir / configs.RECORD, json.dumps(content | {"sha256": digest.digest(content)}, indent=1) + "\n")
+    configs.save(config, workdir / configs.FILE)
+
+
+def shapes(facts: Facts) -> dict[str, Any]:
+    """The facts as JSON values."""
+    features = {kind: {name: list(f) for name, f in getattr(facts, kind).items()} for kind in ("image", "text")}
+    return {**facts._asdict(), **features}
+
+
+def facts_from(known: Mapping[str, Any]) -> Facts:
+    """What :func:`shapes` wrote, as facts."""
+    features = {
+        kind: {name: Feature(tuple(shape), dtype) for name, (shape, dtype) in known[kind].items()}
+        for kind in ("image", "text")
+    }
+    return Facts(**{**known, **features})
