@@ -9,6 +9,7 @@ from helpers import planted
 
 from xmodal_jax import cli
 from xmodal_jax import config as configs
+from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, DataError
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.text.vocabulary import Vocabulary
@@ -116,3 +117,50 @@ def test_data_that_changed_since_training_is_used_only_where_it_is_named(trained
     finally:
         shutil.rmtree(trained / "set")
         shutil.move(data, trained / "set")
+
+
+def test_figures_on_other_data_are_kept_apart_and_name_it(run, tmp_path, capsys):
+    other, table = planted(tmp_path / "other", seed=3, other=9), tmp_path / "other.json"
+    second = ["--workdir", str(run), "--step", "2"]
+    assert cli.run(["eval", *second]) == 0
+    before = (run / "eval" / "test-2.json").read_bytes()
+    assert json.loads(before)["data"] == "planted" and "trained_on" not in json.loads(before)
+    capsys.readouterr()
+    assert cli.run(["eval", *second, "--data", str(other), "--json", str(table)]) == 0
+    title = capsys.readouterr().out.splitlines()[0]
+    identity = open_dataset(other).identity
+    assert (run / "eval" / "test-2.json").read_bytes() == before
+    (kept,) = (run / "eval").glob("*/test-2.json")
+    content = json.loads(kept.read_text())
+    assert content == json.loads(table.read_text()) and content["images"] == 9
+    assert (content["data"], content["identity"], content["trained_on"]) == ("planted", identity, "planted")
+    for text in (title, kept.with_suffix(".md").read_text()):
+        assert f"planted (manifest {identity[:8]}; trained on planted) test" in text
+    assert cli.run(["export", *second, "--data", str(other), "--out", str(tmp_path / "bundle")]) == 0
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert f"| data | planted, manifest {json.loads(before)['identity'][:12]}" in card
+    assert title in card and "16 images" in card and "9 images" in card
+    capsys.readouterr()
+    assert cli.run(["results", str(run), str(kept)]) == 0
+    assert sum("| 2 steps, finished |" in line for line in capsys.readouterr().out.splitlines()) == 2
+
+
+def test_data_of_other_shapes_is_refused_with_both_named(run, tmp_path, capsys):
+    wide = planted(tmp_path / "wide", features=12)
+    error = refused(capsys, ["eval", "--workdir", run, "--data", wide], 3)
+    assert f"{run} cannot be used on {wide}, which has features of 12 numbers a region instead of 8 numbers" in error
+    assert not (run / "eval").exists()
+    record = json.loads((run / configs.RECORD).read_text())
+    (run / configs.RECORD).write_text(json.dumps({key: record[key] for key in ("data", "vocabulary")}))
+    error = refused(capsys, ["eval", "--workdir", run, "--data", wide], 3)
+    assert f"other shapes than {wide}: image_encoder/kernel is [8, 32] there, [12, 32] for these" in error
+
+
+def test_text_vectors_fitted_on_other_captions_are_refused(tmp_path, capsys):
+    folders = [planted(tmp_path / name, seed=seed, train=20) for name, seed in (("a", 0), ("b", 1))]
+    for data in folders:
+        assert cli.run(["data", "text-features", "tfidf", str(data)]) == 0
+    argv = ["train", "--config", "dspe.py:dspe,scenes,tiny", "--config.data.batch_size=8", "--config.steps=1"]
+    assert cli.run([*argv, "--data", str(folders[0]), "--workdir", str(tmp_path / "run")]) == 0
+    error = refused(capsys, ["eval", "--workdir", tmp_path / "run", "--data", folders[1]], 3)
+    assert "text.tfidf.npz of the run" in error or "numbers in all instead of" in error

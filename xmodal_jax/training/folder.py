@@ -15,11 +15,11 @@ from typing import Any
 
 from xmodal_jax import config as configs
 from xmodal_jax import digest
-from xmodal_jax.data.records import Dataset
+from xmodal_jax.data.records import Dataset, text_file
 from xmodal_jax.errors import CheckpointError, DataError
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training import processes
-from xmodal_jax.types import Config, Facts, Feature, Inputs
+from xmodal_jax.types import Config, Facts, Inputs
 
 VOCABULARY = "vocabulary.json"
 
@@ -76,7 +76,7 @@ def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, A
     dense = {name: dataset.manifest["text_features"][name] for name in inputs.text if name != "token"}
     identity: dict[str, Any] = {"data": dataset.identity}
     if dense:
-        identity["text"] = json.loads(json.dumps(dense))
+        identity["text"] = json_of(dense)
     if config.model.name.endswith(".py"):
         identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
     return identity
@@ -105,6 +105,66 @@ def check_same_data(workdir: Path, dataset: Dataset, inputs: Inputs, config: Con
         )
 
 
+def check_shapes(workdir: Path, dataset: Dataset, inputs: Inputs) -> None:
+    """Hold the features of other data against those that the run was trained on.
+
+    Raises:
+        DataError: they differ in kind or width, have more regions than the system takes, or are text vectors of another
+            model. One sentence names both.
+    """
+    record, manifest = read_record(workdir), dataset.manifest
+    known = record.get("facts", {})
+    problems = []
+    for kind, key, names in (("image", "features", inputs.image), ("text", "text_features", inputs.text)):
+        for name in set(names) - {"token"}:
+            trained, spec = known.get(kind, {}).get(name), manifest.get(key, {}).get(name)
+            problems += filter(None, [_difference(trained, spec, inputs.most_regions)])
+    for name, then in record.get("text", {}).items():
+        now = manifest.get("text_features", {}).get(name)
+        if now is None or problems:
+            continue
+        ours, theirs = record.get("text_models", {}).get(name), text_hash(dataset, name)
+        same = [{key: entry.get(key) for key in ("kind", "options", "sha256")} for entry in (then, json_of(now))]
+        if same[0] != same[1] or (fitted(now) and ours not in (None, theirs)):
+            problems.append(f'text vectors "{name}" that another model than {text_file(name)} of the run made')
+    if problems:
+        raise DataError(
+            f"{workdir} cannot be used on {dataset.directory}, which has {' and '.join(problems)}; name data of "
+            "the kind that the run was trained on."
+        )
+
+
+def _difference(trained: Any, spec: Mapping[str, Any] | None, most: int | None) -> str:
+    """What keeps a feature of a manifest from being read in place of that which a run was trained on."""
+
+    def words(width: int, regional: bool) -> str:
+        return f"{width:,} numbers {'a region' if regional else 'in all'}"
+
+    if spec is None:
+        return "not all of its features"
+    here, regions = words(spec["shape"][-1], "regions" in spec), spec.get("regions", [1, 1])[1]
+    there = words(trained[0][-1], len(trained[0]) == 2) if trained else here
+    if here != there:
+        return f"features of {here} instead of {there}"
+    return f"up to {regions} regions instead of {most}" if most is not None and regions > most else ""
+
+
+def fitted(entry: Mapping[str, Any]) -> bool:
+    """Whether what makes text vectors depends on the captions that it was fitted on."""
+    options = entry.get("options", {})
+    return entry.get("kind") != "mean" or options.get("whiten", "none") != "none" or bool(options.get("pca"))
+
+
+def text_hash(dataset: Dataset, name: str) -> str | None:
+    """SHA-256 of what was fitted on the data's captions to make the text vectors ``name``."""
+    return dataset.manifest["files"].get(text_file(name), {}).get("sha256")
+
+
+def json_of(value: Any) -> Any:
+    """``value`` as it comes back from JSON."""
+    return json.loads(json.dumps(value))
+
+
 def claim(
     workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, facts: Facts, vocabulary: Vocabulary | None
 ) -> None:
@@ -117,6 +177,7 @@ def claim(
         except OSError as error:
             raise digest.refused(workdir, error) from error
         record = {**identity_of(config, dataset, inputs), "name": dataset.manifest["name"], "facts": shapes(facts)}
+        record["text_models"] = {name: text_hash(dataset, name) for name in facts.text}
         files = []
         if vocabulary is not None:
             vocabulary.save(workdir / VOCABULARY)
@@ -131,7 +192,7 @@ def write_record(workdir: Path, record: Mapping[str, Any], config: Config, files
     """Write the record, with hashes of ``files`` and of the config; then the config: a folder with it has the rest."""
     hashes = {name: digest.sha256(workdir / name) for name in files}
     hashes[configs.FILE] = hashlib.sha256(configs.to_text(config).encode()).hexdigest()
-    content = json.loads(json.dumps({**record, "files": hashes}))
+    content = json_of({**record, "files": hashes})
     digest.write(workdir / configs.RECORD, json.dumps(content | {"sha256": digest.digest(content)}, indent=1) + "\n")
     configs.save(config, workdir / configs.FILE)
 
@@ -140,12 +201,3 @@ def shapes(facts: Facts) -> dict[str, Any]:
     """The facts as JSON values."""
     features = {kind: {name: list(f) for name, f in getattr(facts, kind).items()} for kind in ("image", "text")}
     return {**facts._asdict(), **features}
-
-
-def facts_from(known: Mapping[str, Any]) -> Facts:
-    """What :func:`shapes` wrote, as facts."""
-    features = {
-        kind: {name: Feature(tuple(shape), dtype) for name, (shape, dtype) in known[kind].items()}
-        for kind in ("image", "text")
-    }
-    return Facts(**{**known, **features})
