@@ -90,8 +90,6 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
     folders = [f"--config.data.dir={data}"] if data is not None else []
     if folders and unnamed:
         spec = f"{path}:{arg},own" if arg else f"{path}:own"
-    elif unnamed and any(override.startswith("--config.data.dir=") for override in overrides):
-        print(f"{Path(path).name}: settings of the built-in scenes; train with --data DIR for the published ones.")
     overrides = [*folders, *overrides]
 
     def parse(arguments: Sequence[str]) -> Config:
@@ -117,6 +115,8 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
             raise UsageError(f'No config key "{key}".{near(key, known)}')
         if isinstance(_get(plain, key), ConfigDict):
             raise UsageError(f'Config key "{key}" is a group; set one of {", ".join(_get(plain, key))}.')
+    if not set(arg.split(",")) & set(DATA):
+        say_scenes(plain, overrides, shipped)
     try:
         config = parse(list(overrides))
     except Exception as error:
@@ -126,6 +126,20 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
         beside = Path(spec.partition(":")[0]).resolve().parent / config.model.name
         config.model.name = str((beside if beside.is_file() else Path(config.model.name)).resolve())
     return config
+
+
+def say_scenes(plain: Config, overrides: Sequence[str], shipped: bool) -> None:
+    """Say so where a config that was asked for no data by name has the settings of the scenes for another set."""
+    folders = [word.partition("=")[2] for word in overrides if word.startswith("--config.data.dir=")]
+    if not folders or plain.data.get("dir") != DATA["scenes"] or folders[-1] == DATA["scenes"]:
+        return
+    try:
+        scenes = "scenes" in json.loads((Path(folders[-1]) / "manifest.json").read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        scenes = False
+    if not scenes:
+        other = "train with --data DIR" if shipped else 'name another set in its argument, "own" say,'
+        print(f"{folders[-1]}: settings of the built-in scenes; {other} for the published ones.")
 
 
 def _get(config: Config, key: str) -> Any:

@@ -28,8 +28,8 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     and Markdown, and to ``args.json``."""
     split = args.split
     result = run.table(step, split, args.protocol)
-    rsum = run.checkpoints.rsum(step)
-    chosen = f"step {step:,}" + (f" (dev rsum {rsum:.1f})" if rsum is not None else "")
+    reached = run.checkpoints.reached(step)
+    chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
     table.to_screen(result, title=title)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}

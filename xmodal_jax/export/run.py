@@ -180,8 +180,8 @@ def recall_of(run: Run, step: int) -> str:
     """The recall tables that `xmodal eval` wrote for this step, as Markdown."""
     tables = sorted((run.workdir / "eval").glob(f"**/*-{step}.md"))
     if not tables:
-        rsum = run.checkpoints.rsum(step)
-        known = f"rsum on dev during training: {rsum:.1f}. " if rsum is not None else ""
+        reached = run.checkpoints.reached(step)
+        known = f"During training: {reached}. " if reached else ""
         return f"{known}Not measured on a test split: `xmodal eval --workdir {run.workdir}`, then export again."
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in tables)
 
