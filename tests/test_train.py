@@ -56,6 +56,7 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     assert (run / "finished.json").is_file()
     target = tmp_path / "table.json"
     assert cli.run(["eval", "--workdir", str(run), "--split", "test", "--json", str(target)]) == 0
+    assert " on 16 images)" in capsys.readouterr().out
     table = json.loads(target.read_text())
     chance = 100 / 16
     assert table["t2i"]["r1"] > 4 * chance
@@ -70,7 +71,7 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     assert cli.run(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "optim.lr = 0.01" in shown
-    assert "best dev rsum" in shown
+    assert "best dev rsum" in shown and " on 16 images" in shown
     alone = {side: {k: v for k, v in table[side].items() if k.startswith("r")} for side in ("i2t", "t2i")}
     pair = ["eval", "--ensemble", str(run), str(run), "--json", str(tmp_path / "pair.json")]
     assert cli.run(pair) == 0
@@ -216,6 +217,9 @@ def test_refusals_are_one_sentence_with_their_code(data, tmp_path, capsys):
         (lambda: train(data, tmp_path / "x", "--config.lr=1"), 2, 'Did you mean "optim.lr"?'),
         (lambda: train(data, tmp_path / "x", "--config.model.name=vsse"), 2, 'No model "vsse"'),
         (lambda: train(data, tmp_path / "x", "--config.model.feature=pixels"), 2, 'no feature "pixels"'),
+        (lambda: train(data, tmp_path / "x", "--config.data.batch_size=0"), 2, "batch_size is 0; it must be at least"),
+        (lambda: train(data, tmp_path / "x", "--config.model.dtype=float8"), 2, 'dtype is "float8"; it must be one of'),
+        (lambda: train(data, tmp_path / "x", "--config.model.text=gruu"), 2, "text is"),
         (lambda: cli.run(["eval", "--workdir", str(tmp_path / "nowhere")]), 4, "not a run folder"),
         (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--split", "tset"]), 3, 'Did you mean "test"'),
         (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--step", "77"]), 4, "no checkpoint of step 77"),

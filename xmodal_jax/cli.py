@@ -27,9 +27,9 @@ class Parser(argparse.ArgumentParser):
         print(f"xmodal: {message.removesuffix('.')}; see {self.prog} --help.", file=sys.stderr)
         raise SystemExit(UsageError.exit_code)
 
-    def refuse(self, word: str, words: Sequence[str]) -> NoReturn:
+    def refuse(self, word: str, words: Sequence[str]) -> None:
         """End with the sentence on a word that the innermost verb of ``words`` does not take."""
-        parser = self
+        parser: Parser = self
         for verb in words:
             nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
             parser = nested[0].choices.get(verb, parser) if nested else parser
@@ -112,9 +112,9 @@ def run(argv: Sequence[str]) -> int:
 
 def entry() -> None:
     """The console script."""
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "3"
-    )  # TensorFlow only feeds data here; its start-up notes help nobody
+    # TensorFlow only feeds data here: its start-up notes help nobody, and what they are about changes nothing.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -42,6 +42,7 @@ class Checkpoints:
         self.folder = workdir.absolute() / "checkpoints"
         self.manifests = workdir.absolute() / "manifests"
         self.unsealed: int | None = None
+        self.manager: Any = None
         if read_only:  # without Orbax's manager, which would start threads
             if not self.folder.is_dir():
                 raise CheckpointError(f"{workdir} holds no checkpoints yet; train there first.")
@@ -168,6 +169,12 @@ class Checkpoints:
         """Dev rsum saved with a step, if it was evaluated."""
         return self.metrics(step).get("rsum")
 
+    def reached(self, step: int) -> str:
+        """``dev rsum 312.4 on 1,000 images``; empty where the step was not evaluated."""
+        metrics = self.metrics(step)
+        where = f" on {metrics['images']:,.0f} images" if "images" in metrics else ""
+        return f"dev rsum {metrics['rsum']:.1f}{where}" if metrics else ""
+
     def metrics(self, step: int) -> dict[str, float]:
         """What a step reached on dev, {} where it was not evaluated.
 
@@ -206,14 +213,14 @@ class Checkpoints:
     def latest_good(self) -> int | None:
         """The newest step that matches its manifest, None where none does; newer ones are removed with a warning."""
         good = None
-        for step in sorted(self.manager.all_steps(), reverse=True) if processes.first() else ():
+        for step in sorted(self._present(), reverse=True) if processes.first() else ():
             problem = self.problem(step)
             if problem is None:
                 good = step
                 break
             print(f"checkpoint: step {step:,} is not used: {problem}", file=sys.stderr)
         newest = int(processes.agree(-1 if good is None else good)[0])
-        for step in self.manager.all_steps():
+        for step in self.manager.all_steps() if self.manager else ():
             if step > newest:
                 self.manager.delete(step)
                 if processes.first():
@@ -243,11 +250,11 @@ class Checkpoints:
         problem = self.problem(step)
         if problem:
             raise CheckpointError(f"{self.folder}: step {step:,} cannot be used: {problem}; choose another --step.")
-        reader = ocp.StandardCheckpointer()
         path = self.folder / str(step) / item
-        metadata: Any = reader.metadata(path).item_metadata
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
-        return reader.restore(path, like)
+        with ocp.StandardCheckpointer() as reader:
+            metadata: Any = reader.metadata(path).item_metadata
+            like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
+            return reader.restore(path, like)
 
     def restore_model(self, step: int) -> dict[str, Any]:
         """``{"params", "ema", "model_state"}`` of a step; see :meth:`restore_plain`."""
@@ -258,7 +265,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self.manager.close()
+            if self.manager:
+                self.manager.close()
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run.json          the data, its shapes, the vocabulary; SHA-256 of these files a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,10 +19,14 @@ from xmodal_jax import digest
 from xmodal_jax.data.records import Dataset, text_file
 from xmodal_jax.errors import CheckpointError, DataError
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import processes
+from xmodal_jax.training import lock, processes
+from xmodal_jax.training.lock import Lock
 from xmodal_jax.types import Config, Facts, Inputs
 
 VOCABULARY = "vocabulary.json"
+# What stands in a folder while it is claimed; with the config, written last, it is a run folder
+WRITTEN = (VOCABULARY, configs.RECORD, configs.FILE)
+CLAIMED = {lock.FILE, VOCABULARY, configs.RECORD, *(f"{name}.tmp" for name in WRITTEN)}
 
 
 def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inputs) -> Vocabulary | None:
@@ -36,8 +41,8 @@ def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inp
         configs.check_same(configs.read(workdir), config, workdir)
         check_same_data(workdir, dataset, inputs, config)
         return read_vocabulary(workdir)
-    if workdir.exists() and any(workdir.iterdir()):
-        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
+    if workdir.exists():
+        check_free(workdir)
     if "token" not in inputs.text:
         return None
     captions = dataset.split("train").captions
@@ -165,27 +170,74 @@ def json_of(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def check_free(workdir: Path) -> None:
+    """Raise a CheckpointError unless a run can begin in a path: an empty folder, or what a kill left of a claim."""
+    if not workdir.is_dir():
+        raise CheckpointError(f"{workdir} is not a folder; choose another --workdir.")
+    try:
+        there = {path.name for path in workdir.iterdir()}
+    except OSError as error:
+        raise CheckpointError(f"{workdir} cannot be read ({error.strerror}); choose another --workdir.") from error
+    if there and not (lock.FILE in there and there <= CLAIMED):
+        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
+
+
+def has_steps(workdir: Path) -> bool:
+    """Whether a step was saved in a run folder."""
+    return any((workdir / "manifests").glob("*.json"))
+
+
 def claim(
     workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, facts: Facts, vocabulary: Vocabulary | None
-) -> None:
-    """Make the run folder, once all of the config has proved usable."""
-    target = workdir / configs.FILE
+) -> Lock | None:
+    """Make the run folder, once all of the config has proved usable, and keep other processes out of it.
+
+    Returns:
+        What the first of several processes holds; the others hold nothing.
+
+    Raises:
+        UsageError: another process is at work there.
+        CheckpointError: it cannot be written. Nothing is left behind.
+    """
+    target, held = workdir / configs.FILE, None
     processes.wait("run folder seen")  # by all: in the middle of the making it would look like a stranger's
-    if processes.first() and not target.is_file():
+    if processes.first():
+        fresh = not workdir.exists()
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            held = Lock(workdir / lock.FILE)
         except OSError as error:
             raise digest.refused(workdir, error) from error
-        record = {**identity_of(config, dataset, inputs), "name": dataset.manifest["name"], "facts": shapes(facts)}
-        record["text_models"] = {name: text_hash(dataset, name) for name in facts.text}
-        files = []
-        if vocabulary is not None:
-            vocabulary.save(workdir / VOCABULARY)
-            record["vocabulary"] = vocabulary.sha256
-            files.append(VOCABULARY)
-        write_record(workdir, record, config, files)
+        try:
+            if target.is_file():  # perhaps since this process has looked
+                configs.check_same(configs.read(workdir), config, workdir)
+                check_same_data(workdir, dataset, inputs, config)
+            else:
+                _write(workdir, config, dataset, inputs, facts, vocabulary)
+        except BaseException:
+            for name in () if target.is_file() else CLAIMED - {lock.FILE}:
+                digest.remove(workdir / name)
+            held.release()
+            if fresh:
+                with contextlib.suppress(OSError):  # not empty: a run of another process
+                    workdir.rmdir()
+            raise
     processes.wait("run folder made")
     processes.check_shared(target)
+    return held
+
+
+def _write(
+    workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, facts: Facts, vocabulary: Vocabulary | None
+) -> None:
+    record = {**identity_of(config, dataset, inputs), "name": dataset.manifest["name"], "facts": shapes(facts)}
+    record["text_models"] = {name: text_hash(dataset, name) for name in facts.text}
+    files = []
+    if vocabulary is not None:
+        vocabulary.save(workdir / VOCABULARY)
+        record["vocabulary"] = vocabulary.sha256
+        files.append(VOCABULARY)
+    write_record(workdir, record, config, files)
 
 
 def write_record(workdir: Path, record: Mapping[str, Any], config: Config, files: list[str]) -> None:

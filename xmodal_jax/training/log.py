@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xmodal_jax import digest
 from xmodal_jax.errors import NumericError
 from xmodal_jax.types import Config
 
@@ -27,7 +28,7 @@ class Log:
         if not active:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        digest.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         if start == 0:
             overview(params, workdir / "parameters.txt")
         if config.log.tensorboard:
@@ -79,7 +80,7 @@ def overview(params: Any, path: Path) -> None:
         from clu import parameter_overview
     except ImportError:  # clu is in the extra "train"; the table is a convenience
         return
-    path.write_text(parameter_overview.get_parameter_overview(params) + "\n")
+    digest.write(path, parameter_overview.get_parameter_overview(params) + "\n")
 
 
 class CollapseDetector:

@@ -16,16 +16,17 @@ from xmodal_jax import losses
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
 from xmodal_jax.data.records import Dataset, Split, open_dataset
-from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import folder, schedules
-from xmodal_jax.training.checkpoint import Checkpoints
+from xmodal_jax.training import checks, folder, schedules
+from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
-from xmodal_jax.training.optim import path_name
+from xmodal_jax.training.optim import make_optimiser, path_name
 from xmodal_jax.training.parallel import Runner, make_runner
 from xmodal_jax.training.step import Initial, Objective, check_weights, initialise
 from xmodal_jax.types import Config, Facts, Inputs
@@ -60,6 +61,16 @@ class Parts(NamedTuple):
     dev: FeatureReader
     dev_captions: Captions
     checkpoints: Checkpoints
+    resumed: bool  # a step is saved; ``initial`` is then without word vectors and the parameters of another run
+    held: Lock | None
+
+    def close(self) -> None:
+        """Finish what is being saved, and let other processes into the folder."""
+        try:
+            self.checkpoints.close()
+        finally:
+            if self.held:
+                self.held.release()
 
 
 def setup(config: Config, workdir: Path) -> Parts:
@@ -70,6 +81,7 @@ def setup(config: Config, workdir: Path) -> Parts:
         DataError: the data cannot give what the system reads, or has changed since the run was started.
         CheckpointError: the folder holds a run of another config, or something else.
     """
+    checks.check(config)
     dataset = open_dataset(config.data.dir)
     inputs = inputs_of(config)
     vocabulary = folder.open_vocabulary(workdir, config, dataset, inputs)
@@ -81,15 +93,32 @@ def setup(config: Config, workdir: Path) -> Parts:
     captions = make_captions(train, inputs, vocabulary, config)
     stages = make_stages(config, FeatureReader(train, inputs.image), captions, inputs)
     runner = make_runner(config.parallel, [stage.config.data.batch_size for stage in stages])
-    initial = initialise(model, example, config.seed)
-    for stage in stages:
-        objective = make_objective(stage.config, stage.pipeline.steps_per_epoch)
-        check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
+    objectives = [make_objective(stage.config, stage.pipeline.steps_per_epoch) for stage in stages]
+    try:
+        initial = initialise(model, example, config.seed)
+        for objective in objectives:
+            check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
+    except XmodalError:
+        raise
+    except Exception as error:  # whatever a model raises is about its file or the values it was given
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UsageError(f'The model "{config.model.name}" cannot be built ({reason}); see config.model.') from error
 
     dev = FeatureReader(dataset.split("dev"), inputs.image, limit=config.data.dev_images)
     dev_captions = make_captions(dev.split, inputs, vocabulary, config, dev.count)
-    folder.claim(workdir, config, dataset, inputs, facts, vocabulary)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    for stage in stages:
+        stage_optimiser(stage, initial.params)
+    resumed = folder.has_steps(workdir)
+    if not resumed:
+        initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
+
+    held = folder.claim(workdir, config, dataset, inputs, facts, vocabulary)
+    try:
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    except BaseException:
+        if held:
+            held.release()
+        raise
     return Parts(
         config,
         workdir,
@@ -103,6 +132,8 @@ def setup(config: Config, workdir: Path) -> Parts:
         dev,
         dev_captions,
         checkpoints,
+        resumed,
+        held,
     )
 
 
@@ -171,7 +202,40 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
     return Objective(rank_loss, options, weights, mask, block, mesh, extras, config.chunk)
 
 
+def stage_optimiser(stage: Stage, params: Any) -> Any:
+    """The optax transform of a stage. Raises UsageError for rules that do not fit the parameters."""
+    steps, per_epoch = stage.stop - stage.start, stage.pipeline.steps_per_epoch
+    schedule = schedules.learning_rate(stage.config.optim, steps=steps, per_epoch=per_epoch)
+    return make_optimiser(stage.config.optim, params, schedule)
+
+
 # Initial values
+
+
+def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, params: Any) -> Any:
+    """``params`` with word vectors and the parameters of another run, where the config asks for them.
+
+    Raises:
+        UsageError: a system without words.
+        DataError: word vectors that are missing or do not fit.
+        CheckpointError: the other run is missing, damaged, or does not fit.
+    """
+    if config.data.word_vectors:
+        params = with_word_vectors(params, config.data.word_vectors, vocabulary, model.word_tables)
+    source = config.init.workdir
+    if not source:
+        return params
+    other = Path(source)
+    saved, theirs = configs.read(other), folder.read_vocabulary(other)
+    if theirs and vocabulary and theirs.words != vocabulary.words and not config.init.skip:
+        raise CheckpointError(
+            f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
+            f"{vocabulary.sha256[:8]} ({len(vocabulary):,}); name the embedding in --config.init.skip to leave it at "
+            "its initial value, or train on the same captions."
+        )
+    checkpoints = Checkpoints(other, read_only=True)
+    tree = checkpoints.restore_model(checkpoints.best())
+    return warm_start(params, tree["ema"] if saved.ema else tree["params"], skip=config.init.skip, where=source)
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary | None, tables: str) -> Any:

@@ -1,0 +1,204 @@
+"""Starts of trainings: one at a time in a folder, nothing claimed by a start that is refused, kills lose nothing."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from helpers import child_environment, planted
+
+from xmodal_jax import cli, digest
+from xmodal_jax import config as configs
+from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.training import checkpoint, folder, lock, log
+from xmodal_jax.training.lock import Lock
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+TINY = ["train", "--config", "vse.py:vsepp,tiny", "--config.model.feature=region", "--config.data.minimum_count=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6)
+
+
+def argv(data, workdir, *options):
+    steps = [] if any(option.startswith("--config.steps") for option in options) else ["--config.steps=2"]
+    return [*TINY, f"--config.data.dir={data}", "--workdir", str(workdir), *steps, *options]
+
+
+def train(data, workdir, *options):
+    return cli.run(argv(data, workdir, *options))
+
+
+def refused(capsys, code, data, workdir, *options):
+    """The one sentence with which a training is refused."""
+    capsys.readouterr()
+    assert train(data, workdir, *options) == code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("xmodal:")]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    return lines[0]
+
+
+# Locks
+
+
+def test_a_lock_is_held_by_one_and_left_without_trace(tmp_path):
+    path = tmp_path / lock.FILE
+    with Lock(path):
+        assert json.loads(path.read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
+        with pytest.raises(UsageError, match=rf"Another process is at work in .* \({os.getpid()} on "):
+            Lock(path)
+    assert not path.exists()
+
+
+def test_a_lock_of_a_dead_process_is_taken_over(tmp_path, monkeypatch):
+    path = tmp_path / lock.FILE
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = json.dumps({"host": socket.gethostname(), "pid": child.pid})
+    for text in (dead, "", "{"):
+        path.write_text(text)
+        Lock(path).release()
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path.write_text(dead)
+    Lock(path).release()
+    for holder in ({"host": socket.gethostname(), "pid": os.getppid()}, {"host": "elsewhere", "pid": child.pid}):
+        path.write_text(json.dumps(holder))
+        with pytest.raises(CheckpointError, match="at work"):
+            Lock(path, CheckpointError)
+        assert json.loads(path.read_text()) == holder
+
+
+def test_a_second_training_in_a_folder_is_refused(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run") == 0
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    with Lock(tmp_path / "run" / lock.FILE):
+        error = refused(capsys, 2, data, tmp_path / "run")
+        assert f"at work in {tmp_path / 'run'} ({os.getpid()} on " in error
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+    assert lock.FILE not in before
+    assert train(data, tmp_path / "run") == 0
+
+
+# Refused starts
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ("--config.data.word_vectors=glve.txt", 3),
+        ("--config.init.workdir=nowhere", 4),
+        ("--config.optim.lr=-1.0", 2),
+        ("--config.data.batch_size=512 --config.data.drop_last=True", 2),
+        ("--config.optim.rules=({'match':'.*x','lr':1.0},)", 2),
+    ],
+)
+def test_a_refused_start_claims_nothing(data, tmp_path, capsys, wrong, code):
+    refused(capsys, code, data, tmp_path / "run", *wrong.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_start_ends_without_a_traceback_and_its_correction_goes_on(data, tmp_path):
+    run, environment = tmp_path / "run", child_environment()
+    command = [sys.executable, "-m", "xmodal_jax", *argv(data, run, "--config.init.workdir=nowhere")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 4 and not run.exists()
+    assert done.stderr.splitlines() == [
+        "xmodal: nowhere is not a run folder (no config.json); give the --workdir of a run."
+    ]
+    assert train(data, run) == 0
+
+
+@pytest.mark.parametrize(
+    "spec", ["vse.py:order", "vse.py:vsepp", "dspe.py:dspe", "stt.py:stt", "vse.py:uvs", "dspe.py:dspe captions"]
+)
+def test_a_batch_larger_than_the_data_is_one_sentence(spec, tmp_path, capsys):
+    spec, _, sampler = spec.partition(" ")
+    small = planted(tmp_path / "small", train=40, other=6, captions=(1, 2))
+    if "dspe" in spec:
+        assert cli.run(["data", "text-features", "tfidf", str(small)]) == 0
+    options = ["--config.data.batch_size=128", "--config.data.drop_last=True", f"--config.data.dir={small}"]
+    options += [f"--config.data.sampler={sampler}"] if sampler else []
+    capsys.readouterr()
+    assert cli.run(["train", "--config", f"{spec},scenes,tiny", *options, "--workdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "data.batch_size 128 is larger than the split (40 images, " in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+# Kills
+
+
+def test_a_kill_while_a_folder_is_claimed_goes_on(data, tmp_path, monkeypatch, capsys):
+    write = digest.write
+    for count in range(3):
+        run = tmp_path / f"run{count}"
+        left = [count]
+
+        def stop(path, text, left=left):
+            if not left[0]:
+                path.with_name(f"{path.name}.tmp").write_text(text[:9])
+                raise SystemExit("killed")
+            left[0] -= 1
+            write(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(digest, "write", stop)
+            patch.setattr(digest, "remove", lambda _: None)
+            patch.setattr(Lock, "release", lambda self: self.file.close())
+            with pytest.raises(SystemExit):
+                train(data, run)
+        assert (run / lock.FILE).exists() and not (run / configs.FILE).exists()
+        assert train(data, run) == 0
+        assert not list(run.glob("*.tmp"))
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / folder.VOCABULARY).write_text("mine")
+    assert "not empty and not a run folder" in refused(capsys, 4, data, strange)
+    assert (strange / folder.VOCABULARY).read_text() == "mine"
+
+
+def test_a_kill_while_a_log_is_rewritten_loses_no_line(data, tmp_path, monkeypatch):
+    run, options = tmp_path / "run", ["--config.steps=6", "--config.log.every_steps=1"]
+    assert train(data, run, *options) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+
+    def killed(*_):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(SystemExit):
+            train(data, run, *options)
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert train(data, run, *options) == 0
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_asked_twice_to_stop_it_still_saves(data, tmp_path, monkeypatch):
+    see, save = log.CollapseDetector.see, checkpoint.Checkpoints.save
+
+    def interrupt(self, step, metrics):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        see(self, step, metrics)
+
+    def again(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *args)
+
+    monkeypatch.setattr(log.CollapseDetector, "see", interrupt)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", again)
+    assert train(data, tmp_path / "run", "--config.steps=12") == 75
+    assert len(checkpoint.Checkpoints(tmp_path / "run", read_only=True).steps()) == 1
