@@ -1,18 +1,20 @@
 """Starts of trainings: one at a time in a folder, nothing claimed by a start that is refused, kills lose nothing."""
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import child_environment, planted
 
 from xmodal_jax import cli, digest
 from xmodal_jax import config as configs
-from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.errors import CheckpointError, NumericError, UsageError
 from xmodal_jax.training import checkpoint, folder, lock, log
 from xmodal_jax.training.lock import Lock
 
@@ -137,6 +139,18 @@ def test_a_batch_larger_than_the_data_is_one_sentence(spec, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_has_saved_nothing_may_be_started_otherwise(data, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise NumericError("not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.CollapseDetector, "see", fails)
+        refused(capsys, 5, data, tmp_path / "run", "--config.steps=3", "--config.log.every_steps=1")
+    assert train(data, tmp_path / "run", "--config.steps=4", "--config.log.every_steps=1") == 0
+    assert "has saved no step; it begins anew" in capsys.readouterr().err
+    assert "another config" in refused(capsys, 4, data, tmp_path / "run", "--config.steps=3")
+
+
 # Kills
 
 
@@ -202,3 +216,125 @@ def test_asked_twice_to_stop_it_still_saves(data, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoints, "save", again)
     assert train(data, tmp_path / "run", "--config.steps=12") == 75
     assert len(checkpoint.Checkpoints(tmp_path / "run", read_only=True).steps()) == 1
+
+
+# Disks and folders
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_full_disk_at_the_start_leaves_nothing_behind(data, tmp_path, monkeypatch, capsys, place):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run" / "checkpoints"))
+
+    replace, left = os.replace, [place - 1]
+
+    def full_later(*paths):
+        left[0] -= 1
+        return replace(*paths) if left[0] >= 0 else full()
+
+    with monkeypatch.context() as patch:
+        if place == 0:
+            make = Path.mkdir
+            patch.setattr(Path, "mkdir", lambda self, **o: full() if self.name == "checkpoints" else make(self, **o))
+        else:
+            patch.setattr(os, "replace", full_later)
+        assert "(No space left on device)" in refused(capsys, 4, data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_while_logging_is_one_sentence(data, tmp_path, monkeypatch, capsys):
+    opens = Path.open
+
+    def full(self, mode="r", *args, **options):
+        if self.name == "metrics.jsonl" and mode == "a":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opens(self, mode, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        error = refused(capsys, 4, data, tmp_path / "run", "--config.log.every_steps=1")
+    assert "metrics.jsonl cannot be written (No space left on device)" in error
+    assert train(data, tmp_path / "run", "--config.log.every_steps=1") == 0
+
+
+def test_files_where_folders_should_be_are_one_sentence(data, tmp_path, capsys):
+    letter = tmp_path / "letter.txt"
+    letter.write_text("hello")
+    assert "is not a folder" in refused(capsys, 4, data, letter)
+    assert "letter.txt" in refused(capsys, 4, data, letter / "run")
+    assert "no such folder" in refused(capsys, 3, letter, tmp_path / "run")
+    assert "not a run folder" in refused(capsys, 4, data, tmp_path / "run", f"--config.init.workdir={letter}")
+    for option in (f"--config.data.word_vectors={tmp_path}", f"--config.data.word_vectors={letter}"):
+        assert str(tmp_path) in refused(capsys, 3, data, tmp_path / "run", option)
+    assert not (tmp_path / "run").exists()
+    assert train(data, tmp_path / "run") == 0
+    capsys.readouterr()
+    for argv in (["eval", "--workdir", letter], ["show", letter], ["eval", "--workdir", tmp_path / "set"]):
+        assert cli.run([str(word) for word in argv]) == 4
+        assert "not a run folder" in capsys.readouterr().err
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--json", str(tmp_path)]) == 2
+    capsys.readouterr()
+    (tmp_path / "run" / "eval").write_text("a file")
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run")]) == 4
+    assert "eval cannot be written" in capsys.readouterr().err
+
+
+# Damage
+
+
+def test_damaged_lines_of_a_log_are_named_and_lose_nothing(data, tmp_path, capsys):
+    options = ["--config.steps=4", "--config.log.every_steps=1"]
+    assert train(data, tmp_path / "run", *options) == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    for damage in (b"{", b"3", b"\xff\xfe", b'{"stop": 1}'):
+        path.write_bytes(b"\n".join([lines[0], damage, *lines[2:]]))
+        before = path.read_bytes()
+        assert "metrics.jsonl is damaged in line 2" in refused(capsys, 4, data, tmp_path / "run", *options)
+        assert cli.run(["show", str(tmp_path / "run")]) == 4
+        assert path.read_bytes() == before
+    path.write_bytes(b"\n".join(lines[:2]) + b'\n{"step": 3, "lo')
+    assert [line["step"] for line in log.read(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_damaged_records_are_one_sentence(tmp_path, capsys, damage):
+    folder = planted(tmp_path / "set", train=20, other=6)
+    assert train(folder, tmp_path / "run") == 0
+    for split in ("train", "test"):
+        (path,) = folder.glob(f"*-{split}.array_record*")
+        raw = path.read_bytes()
+        middle = len(raw) // 3
+        path.unlink()
+        if damage != "gone":
+            path.write_bytes(raw[:middle] + (bytes(b ^ 85 for b in raw[middle:]) if damage == "flipped" else b""))
+    words = f"xmodal data check {folder}" if damage == "flipped" else "is missing or cut short"
+    assert words in refused(capsys, 3, folder, tmp_path / "new")
+    assert (tmp_path / "new").exists() == (damage == "flipped")
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run")]) == 3
+    assert words in capsys.readouterr().err
+
+
+def test_data_that_moved_is_found_by_its_name(tmp_path, capsys):
+    folder = planted(tmp_path / "set", train=20, other=6)
+    assert train(folder, tmp_path / "run") == 0
+    folder.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run")]) == 3
+    assert f"was trained on {folder}, which is not there; say where it is now by --data" in capsys.readouterr().err
+    assert cli.run(["eval", "--workdir", str(tmp_path / "run"), "--data", str(tmp_path / "moved")]) == 0
+    assert [path.name for path in (tmp_path / "run" / "eval").iterdir() if path.is_dir()] == []
+
+
+def test_a_failing_evaluation_of_other_data_ends_with_its_sentence(data, tmp_path):
+    assert train(data, tmp_path / "run") == 0
+    other = planted(tmp_path / "other", train=4, other=600)
+    (path,) = other.glob("*-test.array_record*")
+    raw = bytearray(path.read_bytes())
+    raw[-len(raw) // 4 :] = bytes(len(raw) // 4 + 1)
+    path.write_bytes(raw)
+    command = [sys.executable, "-m", "xmodal_jax", "eval", "--workdir", str(tmp_path / "run"), "--data", str(other)]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("xmodal: ") and "Traceback" not in done.stderr

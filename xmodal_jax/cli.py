@@ -9,12 +9,13 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import UsageError, XmodalError
+from xmodal_jax.errors import SAVED_ON_SIGNAL, UsageError, XmodalError
 from xmodal_jax.verbs.arguments import EXIT_CODES, data, inference, training
 
 
@@ -105,6 +106,14 @@ def run(argv: Sequence[str]) -> int:
             raise
         print(f"xmodal: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if debug or not error.filename:
+            raise
+        reason = error.strerror or type(error).__name__
+        print(f"xmodal: {error.filename} cannot be read or written ({reason}).", file=sys.stderr)
+        return XmodalError.exit_code
     except KeyboardInterrupt:
         print("xmodal: interrupted", file=sys.stderr)
         return 130
@@ -121,7 +130,15 @@ def entry() -> None:
     except BrokenPipeError:  # `xmodal ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code)
+    except Exception as error:
+        traceback.print_exception(error)
+        code = 1
+    if code in (0, SAVED_ON_SIGNAL):
+        sys.exit(code)
+    # What was reading ahead when the work failed must not keep the program from its end.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ def write(path: Path, text: str) -> None:
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
+        if path.exists() and not path.is_file():  # /dev/stdout, say
+            path.write_text(text, encoding="utf-8")
+            return
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -88,6 +88,8 @@ def ensemble(args: argparse.Namespace) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise UsageError(f"--json {args.json}: give a file in a folder that is there.")
     if args.ensemble:
         return ensemble(args)
     if args.scale:

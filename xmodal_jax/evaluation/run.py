@@ -33,6 +33,10 @@ class Run:
         self.config: Config = configs.read(workdir)
         self.inputs = inputs_of(self.config)
         self.record = folder.read_record(workdir)
+        if data is None and not Path(self.config.data.dir).is_dir():
+            raise DataError(
+                f"{workdir} was trained on {self.config.data.dir}, which is not there; say where it is now by --data."
+            )
         self.dataset: Dataset = open_dataset(data or self.config.data.dir)
         if data is None:
             remedy = "name it with --data, which keeps its figures apart"

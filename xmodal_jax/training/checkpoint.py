@@ -47,6 +47,11 @@ class Checkpoints:
             if not self.folder.is_dir():
                 raise CheckpointError(f"{workdir} holds no checkpoints yet; train there first.")
             return
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self.manifests.mkdir(exist_ok=True)
+        except OSError as error:
+            raise digest.refused(Path(error.filename), error) from error
         self._clean()
         latest = LatestN(n=max(keep, 1))
         best = BestN(n=1, get_metric_fn=lambda m: m["rsum"], keep_checkpoints_without_metrics=False)
@@ -131,7 +136,6 @@ class Checkpoints:
     def _seal(self, step: int) -> None:
         if not processes.first():
             return
-        self.manifests.mkdir(exist_ok=True)
         content = {name: digest.sha256(path) for name, path in self._files(step).items()}
         digest.write(self.manifests / f"{step}.json", json.dumps({"step": step, "files": content}, indent=1))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from xmodal_jax.types import Config, Facts, Inputs
 VOCABULARY = "vocabulary.json"
 # What stands in a folder while it is claimed; with the config, written last, it is a run folder
 WRITTEN = (VOCABULARY, configs.RECORD, configs.FILE)
-CLAIMED = {lock.FILE, VOCABULARY, configs.RECORD, *(f"{name}.tmp" for name in WRITTEN)}
+FOLDERS = ("checkpoints", "manifests")
+CLAIMED = {*FOLDERS, lock.FILE, VOCABULARY, configs.RECORD, *(f"{name}.tmp" for name in WRITTEN)}
 
 
 def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inputs) -> Vocabulary | None:
@@ -37,11 +39,13 @@ def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inp
         CheckpointError: the folder holds a run of another config, or something else, or is damaged.
         DataError: the data set has changed since the run was started.
     """
-    if (workdir / configs.FILE).is_file():
+    if begun(workdir):
         configs.check_same(configs.read(workdir), config, workdir)
         check_same_data(workdir, dataset, inputs, config)
         return read_vocabulary(workdir)
-    if workdir.exists():
+    if (workdir / configs.FILE).is_file():
+        print(f"{workdir}: the run there has saved no step; it begins anew.", file=sys.stderr)
+    elif workdir.exists():
         check_free(workdir)
     if "token" not in inputs.text:
         return None
@@ -182,9 +186,10 @@ def check_free(workdir: Path) -> None:
         raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
 
 
-def has_steps(workdir: Path) -> bool:
-    """Whether a step was saved in a run folder."""
-    return any((workdir / "manifests").glob("*.json"))
+def begun(workdir: Path) -> bool:
+    """Whether a path is a run folder with anything to lose: what ended before its first save may be started anew."""
+    steps = (path for name in FOLDERS for path in (workdir / name).glob("[0-9]*"))
+    return (workdir / configs.FILE).is_file() and any(steps)
 
 
 def claim(
@@ -209,14 +214,14 @@ def claim(
         except OSError as error:
             raise digest.refused(workdir, error) from error
         try:
-            if target.is_file():  # perhaps since this process has looked
+            if begun(workdir):  # perhaps since this process has looked
                 configs.check_same(configs.read(workdir), config, workdir)
                 check_same_data(workdir, dataset, inputs, config)
             else:
                 _write(workdir, config, dataset, inputs, facts, vocabulary)
         except BaseException:
-            for name in () if target.is_file() else CLAIMED - {lock.FILE}:
-                digest.remove(workdir / name)
+            if not target.is_file():
+                _unclaim(workdir)
             held.release()
             if fresh:
                 with contextlib.suppress(OSError):  # not empty: a run of another process
@@ -227,12 +232,25 @@ def claim(
     return held
 
 
+def _unclaim(workdir: Path) -> None:
+    for name in CLAIMED - {lock.FILE, *FOLDERS}:
+        digest.remove(workdir / name)
+    for name in FOLDERS:
+        with contextlib.suppress(OSError):
+            (workdir / name).rmdir()
+
+
 def _write(
     workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, facts: Facts, vocabulary: Vocabulary | None
 ) -> None:
     record = {**identity_of(config, dataset, inputs), "name": dataset.manifest["name"], "facts": shapes(facts)}
     record["text_models"] = {name: text_hash(dataset, name) for name in facts.text}
     files = []
+    for path in (workdir / name for name in FOLDERS):
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise digest.refused(path, error) from error
     if vocabulary is not None:
         vocabulary.save(workdir / VOCABULARY)
         record["vocabulary"] = vocabulary.sha256

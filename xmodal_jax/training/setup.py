@@ -108,10 +108,12 @@ def setup(config: Config, workdir: Path) -> Parts:
     dev_captions = make_captions(dev.split, inputs, vocabulary, config, dev.count)
     for stage in stages:
         stage_optimiser(stage, initial.params)
-    resumed = folder.has_steps(workdir)
+    resumed = folder.begun(workdir)
     if not resumed:
         initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
 
+    for split in (train, dev.split):
+        split.check_files()
     held = folder.claim(workdir, config, dataset, inputs, facts, vocabulary)
     try:
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
