@@ -338,3 +338,4 @@ def test_a_failing_evaluation_of_other_data_ends_with_its_sentence(data, tmp_pat
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines()[-1].startswith("xmodal: ") and "Traceback" not in done.stderr
+    assert not any(noise in done.stderr for noise in ("oneDNN", "absl", "WARNING", "tensorflow"))

@@ -166,7 +166,14 @@ class Trainer:
             )
         collapse.see(step, metrics)
         if step % self.config.log.every_steps == 0:
-            log.write(step, {**metrics, "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)})
+            own = {"lr": self.rate(stage, step), "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)}
+            log.write(step, {**metrics, **own})
+
+    def rate(self, stage: setup.Stage, step: int) -> float:
+        """The learning rate of the update that led to ``step``; rules multiply it."""
+        fresh = [s.start for s in self.stages if s.start <= stage.start and not (s.start and s.config.keep_optimiser)]
+        rate: Any = setup.schedule_of(stage)(step - 1 - fresh[-1])
+        return float(rate)
 
 
 class caught_signals:

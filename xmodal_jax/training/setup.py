@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from xmodal_jax import config as configs
@@ -204,11 +205,15 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
     return Objective(rank_loss, options, weights, mask, block, mesh, extras, config.chunk)
 
 
+def schedule_of(stage: Stage) -> optax.Schedule:
+    """The learning rate of a stage by the steps that its optimiser has done."""
+    steps, per_epoch = stage.stop - stage.start, stage.pipeline.steps_per_epoch
+    return schedules.learning_rate(stage.config.optim, steps=steps, per_epoch=per_epoch)
+
+
 def stage_optimiser(stage: Stage, params: Any) -> Any:
     """The optax transform of a stage. Raises UsageError for rules that do not fit the parameters."""
-    steps, per_epoch = stage.stop - stage.start, stage.pipeline.steps_per_epoch
-    schedule = schedules.learning_rate(stage.config.optim, steps=steps, per_epoch=per_epoch)
-    return make_optimiser(stage.config.optim, params, schedule)
+    return make_optimiser(stage.config.optim, params, schedule_of(stage))
 
 
 # Initial values
