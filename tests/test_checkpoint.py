@@ -131,3 +131,41 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_step(tmp_path):
     assert reopened.latest_good() == 1
     jax.tree.map(np.testing.assert_array_equal, reopened.restore_training(1, state(0)), state(1))
     reopened.close()
+
+
+def test_a_changed_metric_chooses_no_other_step_in_silence(saved):
+    path = saved.folder / "2" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("9.0", "1.0"))
+    reader = Checkpoints(saved.folder.parent, read_only=True)
+    with pytest.raises(CheckpointError, match="the best step is not known, metrics/metrics of step 2 differs"):
+        reader.best()
+    assert reader.problem(4) is None
+    manifest = saved.manifests / "2.json"
+    manifest.write_text(manifest.read_text().replace("metrics/metrics", "metrics/metricr"))
+    with pytest.raises(CheckpointError, match="best step is not known"):
+        reader.best()
+    path.write_text("{")
+    saved.close()
+    reopened = Checkpoints(saved.folder.parent)
+    assert reopened.steps() == [4, 5]
+    reopened.close()
+
+
+def test_a_manifest_of_another_step_is_refused(saved):
+    (saved.manifests / "5.json").write_bytes((saved.manifests / "4.json").read_bytes())
+    with pytest.raises(CheckpointError, match="the manifest of step 5 belongs to step 4"):
+        saved.restore_model(5)
+    assert saved.latest_good() == 4
+
+
+def test_a_stray_manifest_deletes_no_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(state(1))
+    checkpoints.wait()
+    for name in ("notes.json", "1 (copy).json", "07.json", "\u0663.json"):
+        (checkpoints.manifests / name).write_text("{}")
+    checkpoints.save(state(2))
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    assert len(list(checkpoints.manifests.iterdir())) == 6
+    checkpoints.close()

@@ -6,8 +6,11 @@ import sys
 import pytest
 from conftest import ROOT
 
+from xmodal_jax import cli
 from xmodal_jax import config as configs
 from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.training import checks
+from xmodal_jax.verbs import results
 
 
 def test_overrides_are_typed():
@@ -131,3 +134,113 @@ def test_importing_the_package_and_its_core_leaves_tensorflow_alone():
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+BAD = [
+    ("data.batch_size", 0, "at least 1"),
+    ("data.lengths", (), "lengths of at least 3"),
+    ("data.sampler", "bucket", "one of captions, images"),
+    ("data.dev_images", -1, "at least 0"),
+    ("steps", -5, "at least 0"),
+    ("epochs", 0.0, "above 0"),
+    ("epochs", float("nan"), "above 0"),
+    ("ema", 1.0, "below 1"),
+    ("block", (1, 2), "(images, captions, pairs)"),
+    ("parallel", "pmaps", "one of jit, pmap"),
+    ("loss.name", "triplets", "one of triplet"),
+    ("loss.margin", -1.0, "at least 0"),
+    ("loss.hardness", 2.0, "from 0 to 1"),
+    ("weights.rank", -1.0, "at least 0"),
+    ("optim.name", "lion", "one of adam"),
+    ("optim.lr", -1.0, "at least 0"),
+    ("optim.lr", float("inf"), "at least 0"),
+    ("optim.schedule.kind", "linear", "one of constant"),
+    ("optim.schedule.at", (-1.0,), "epochs above 0"),
+    ("optim.rules", ({"match": "(", "lr": 1.0},), "regular expression"),
+    ("optim.rules", ({"match": ".*", "lr": -1.0},), "factors at least 0"),
+    ("log.every_steps", 0, "at least 1"),
+    ("checkpoint.keep", 0, "at least 1"),
+    ("init.skip", ("(",), "regular expressions"),
+    ("model.dtype", "float8", "one of float32"),
+    ("model.norm", "foo", "one of no_norm"),
+    ("model.pool", "median", "one of lse"),
+    ("model.direction", "both", "one of t2i, i2t"),
+    ("model.embed_dim", 0, "at least 1"),
+    ("model.dropout", 1.0, "below 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), BAD)
+def test_a_value_out_of_range_is_one_sentence_at_the_start(key, value, words):
+    config = configs.load("scan.py:t2i_lse,f8k")
+    *groups, name = key.split(".")
+    group = config
+    for part in groups:
+        group = group[part]
+    with group.unlocked(), group.ignore_type():
+        group[name] = value
+    with pytest.raises(UsageError) as caught:
+        checks.check(config)
+    assert str(caught.value).startswith(f"config.{key} is ") and words in str(caught.value)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_values_of_stages_are_held_against_the_same_table():
+    config = configs.load("vse.py:vsepp,f8k")
+    config.stages = ({"epochs": 1.0}, {"optim": {"lr": -1.0}})
+    with pytest.raises(UsageError, match=r"^config\.stages\[1\]\.optim\.lr is -1\.0; it must be at least 0\.$"):
+        checks.check(config)
+
+
+def test_every_config_of_the_package_passes_and_nearly_all_its_values_are_checked():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        module = results.module_of(path)
+        for variant in module.VARIANTS:
+            for data in ("scenes", "f8k", "coco"):
+                config = configs.load(f"{path.name}:{variant},{data}")
+                checks.check(config)
+                free = {
+                    key
+                    for key, value in configs.flatten(config).items()
+                    if not isinstance(value, bool) and checks.find(key, config.model.name) is None
+                }
+                paths = {"data.dir", "data.word_vectors", "init.workdir"}
+                assert free <= {*paths, "stages", "model.name", "model.feature", "model.text"}
+
+
+def test_fields_of_a_model_file_are_its_own():
+    assert checks.find("model.norm", "models/new.py") is None
+    assert checks.find("optim.lr", "models/new.py") is not None
+
+
+def test_settings_of_the_scenes_are_never_taken_for_other_data_in_silence(tmp_path, capsys):
+    copy = tmp_path / "mine.py"
+    copy.write_text((ROOT / "configs" / "vse.py").read_text())
+    configs.load(f"{copy}:vsepp", data=str(tmp_path))
+    assert "settings of the built-in scenes" in capsys.readouterr().out
+    configs.load(f"{copy}:vsepp,f8k", data=str(tmp_path))
+    configs.load("vse.py:vsepp", data=str(tmp_path))
+    (tmp_path / "manifest.json").write_text('{"source": {"scenes": 1}}')
+    configs.load(f"{copy}:vsepp", data=str(tmp_path))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("train --config vse.py --workdir x --config.optim.lr 1e-3", 'follows "=", as in --config.optim.lr=1e-3'),
+        ("train --config vse.py --config.epochs --workdir x", "as in --config.epochs=VALUE"),
+        ("trian --config vse.py --workdir x", 'Did you mean "train"?'),
+        ("data improt x", 'Did you mean "import"?'),
+        ("eval --workdir x --spilt test", 'nothing is known of "--spilt". Did you mean "--split"?'),
+        ("train --config vse.py --workdir x --epochs=3", "given as --config.epochs=VALUE"),
+        ("eval --workdir x test", 'nothing is known of "test"'),
+        ("eval", "arguments --workdir --ensemble is required"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_sentence_with_a_hint(argv, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(argv.split())
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and words in error
+    assert error.startswith("xmodal: ") and error.count("\n") == 1

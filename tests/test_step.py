@@ -187,3 +187,17 @@ def test_a_frozen_part_costs_no_backward_pass_and_does_not_count_in_the_norm():
         names, live, *map(jax.tree.leaves, (state.params, frozen, whole)), strict=True
     ):
         np.testing.assert_array_equal(new, other if on else before, err_msg=name)
+
+
+def test_violations_are_captions_whose_image_prefers_another_within_the_margin():
+    model, rates = Model(vocabulary=30, embed_dim=8, word_dim=5), []
+    for seed in range(4):
+        batch = make_batch(b=5, seed=seed)
+        state, step = make(model, batch)
+        step = partial(step, objective=Objective(losses.triplet, {"margin": 0.02, "hardness": 1.0}, {"rank": 1.0}))
+        scores, real = np.asarray(model.apply({"params": state.params}, batch)[0]), np.flatnonzero(batch.text.id >= 0)
+        hardest = [max(scores[batch.text.row[c], other] for other in real if other != c) for c in real]
+        violated = [high + 0.02 > scores[batch.text.row[c], c] for c, high in zip(real, hardest, strict=True)]
+        rates.append(np.mean(violated))
+        assert step(state, batch)[1]["violations"] == pytest.approx(rates[-1])
+    assert any(0 < rate < 1 for rate in rates), rates

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 from helpers import child_environment, planted
 
 from xmodal_jax import cli
-from xmodal_jax.training import log
+from xmodal_jax.train import Trainer
+from xmodal_jax.training import log, setup
 from xmodal_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -56,6 +59,7 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     assert (run / "finished.json").is_file()
     target = tmp_path / "table.json"
     assert cli.run(["eval", "--workdir", str(run), "--split", "test", "--json", str(target)]) == 0
+    assert " on 16 images)" in capsys.readouterr().out
     table = json.loads(target.read_text())
     chance = 100 / 16
     assert table["t2i"]["r1"] > 4 * chance
@@ -64,13 +68,15 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     assert (run / "eval").is_dir()
     lines = log.read(run / "metrics.jsonl")
     assert {"loss", "grad_norm", "waited_s", "hardness"} <= set(lines[0])
+    assert {"violations", "score_positive", "score_hardest"} <= set(lines[0])
+    assert 0 <= lines[0]["violations"] <= 1 and lines[0]["lr"] == pytest.approx(1e-2)
     assert lines[0]["hardness"] == 0.0
     assert lines[-2]["hardness"] == 1.0
     capsys.readouterr()
     assert cli.run(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "optim.lr = 0.01" in shown
-    assert "best dev rsum" in shown
+    assert "best dev rsum" in shown and " on 16 images" in shown
     alone = {side: {k: v for k, v in table[side].items() if k.startswith("r")} for side in ("i2t", "t2i")}
     pair = ["eval", "--ensemble", str(run), str(run), "--json", str(tmp_path / "pair.json")]
     assert cli.run(pair) == 0
@@ -170,11 +176,14 @@ def test_stages_freeze_and_start_the_optimiser_anew(data, tmp_path):
         "    c.stages = ({'steps': 4, 'optim': {'rules': (frozen, rest)}}, {'steps': 3, 'optim': {'lr': 1e-3}})\n"
         "    c.checkpoint.keep = 9\n"
         "    c.checkpoint.every_steps = 1\n"
+        "    c.log.every_steps = 1\n"
         "    return c\n"
     )
     run = tmp_path / "run"
     argv = ["train", "--config", str(config), f"--config.data.dir={data}", "--workdir", str(run)]
     assert cli.run(argv) == 0
+    rates = [line["lr"] for line in log.read(run / "metrics.jsonl") if "lr" in line]
+    assert rates == pytest.approx([2e-3] * 4 + [1e-3] * 3)
     checkpoints = Checkpoints(run, read_only=True)
     first, boundary, last = (checkpoints.restore_model(step)["params"]["image_encoder"] for step in (1, 4, 7))
     jax.tree.map(np.testing.assert_array_equal, first, boundary)
@@ -186,6 +195,17 @@ def test_stages_freeze_and_start_the_optimiser_anew(data, tmp_path):
     ]
     assert set(counts[0]) == {4}
     assert set(counts[1]) == {1}
+
+
+def test_rate_goes_on_where_the_optimiser_does(monkeypatch):
+    def stage(start, keep) -> Any:
+        return SimpleNamespace(start=start, config=SimpleNamespace(keep_optimiser=keep))
+
+    stages = [stage(0, False), stage(4, True), stage(9, False)]
+    monkeypatch.setattr(setup, "schedule_of", lambda stage: lambda step: 100 * stage.start + step)
+    trainer: Any = SimpleNamespace(stages=stages)
+    places = ((0, 1), (0, 4), (1, 5), (1, 9), (2, 10), (2, 12))
+    assert [Trainer.rate(trainer, stages[s], step) for s, step in places] == [0, 3, 404, 408, 900, 902]
 
 
 def test_warm_start_from_another_run(data, tmp_path, capsys):
@@ -216,6 +236,9 @@ def test_refusals_are_one_sentence_with_their_code(data, tmp_path, capsys):
         (lambda: train(data, tmp_path / "x", "--config.lr=1"), 2, 'Did you mean "optim.lr"?'),
         (lambda: train(data, tmp_path / "x", "--config.model.name=vsse"), 2, 'No model "vsse"'),
         (lambda: train(data, tmp_path / "x", "--config.model.feature=pixels"), 2, 'no feature "pixels"'),
+        (lambda: train(data, tmp_path / "x", "--config.data.batch_size=0"), 2, "batch_size is 0; it must be at least"),
+        (lambda: train(data, tmp_path / "x", "--config.model.dtype=float8"), 2, 'dtype is "float8"; it must be one of'),
+        (lambda: train(data, tmp_path / "x", "--config.model.text=gruu"), 2, "text is"),
         (lambda: cli.run(["eval", "--workdir", str(tmp_path / "nowhere")]), 4, "not a run folder"),
         (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--split", "tset"]), 3, 'Did you mean "test"'),
         (lambda: cli.run(["eval", "--workdir", str(tmp_path / "run"), "--step", "77"]), 4, "no checkpoint of step 77"),

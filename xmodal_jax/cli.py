@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NoReturn
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import UsageError, XmodalError
+from xmodal_jax.errors import SAVED_ON_SIGNAL, UsageError, XmodalError
 from xmodal_jax.verbs.arguments import EXIT_CODES, data, inference, training
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += near(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
+        print(f"xmodal: {message.removesuffix('.')}; see {self.prog} --help.", file=sys.stderr)
+        raise SystemExit(UsageError.exit_code)
+
+    def refuse(self, word: str, words: Sequence[str]) -> None:
+        """End with the sentence on a word that the innermost verb of ``words`` does not take."""
+        parser: Parser = self
+        for verb in words:
+            nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+            parser = nested[0].choices.get(verb, parser) if nested else parser
+        options = parser._option_string_actions
+        name = word.partition("=")[0]
+        hint = near(name, options) if word.startswith("-") else ""
+        if not hint and word.startswith("--") and "--config" in options:
+            hint = f" A key of the config is given as --config.{name[2:]}=VALUE."
+        parser.error(f'nothing is known of "{word}".{hint}')
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean "train"?`` for the closest of ``known``."""
+    guess = difflib.get_close_matches(word, list(known), n=1)
+    return f' Did you mean "{guess[0]}"?' if guess else ""
+
+
+def make_parser() -> Parser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xmodal",
         description="Image-text matching in JAX.",
         epilog=f"xmodal VERB --help shows an example; {EXIT_CODES}",
@@ -52,7 +86,14 @@ def run(argv: Sequence[str]) -> int:
     parser = make_parser()
     overrides = [word for word in argv if word.startswith("--config.")]
     debug = "--debug" in argv
-    args = parser.parse_args([word for word in argv if word not in overrides and word != "--debug"])
+    for word, value in pairwise([*argv, "-"]):
+        if word.startswith("--config.") and "=" not in word:
+            value = "VALUE" if value.startswith("-") else value
+            parser.error(f'a value of the config follows "=", as in {word}={value}')
+    words = [word for word in argv if word not in overrides and word != "--debug"]
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.refuse(unknown[0], words)
     args.overrides = overrides
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and clu tell developers much that users cannot act on
     try:
@@ -65,6 +106,14 @@ def run(argv: Sequence[str]) -> int:
             raise
         print(f"xmodal: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if debug or not error.filename:
+            raise
+        reason = error.strerror or type(error).__name__
+        print(f"xmodal: {error.filename} cannot be read or written ({reason}).", file=sys.stderr)
+        return XmodalError.exit_code
     except KeyboardInterrupt:
         print("xmodal: interrupted", file=sys.stderr)
         return 130
@@ -72,16 +121,24 @@ def run(argv: Sequence[str]) -> int:
 
 def entry() -> None:
     """The console script."""
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "3"
-    )  # TensorFlow only feeds data here; its start-up notes help nobody
+    # TensorFlow only feeds data here: its start-up notes help nobody, and what they are about changes nothing.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # `xmodal ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code)
+    except Exception as error:
+        traceback.print_exception(error)
+        code = 1
+    if code in (0, SAVED_ON_SIGNAL):
+        sys.exit(code)
+    # What was reading ahead when the work failed must not keep the program from its end.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,22 @@ import difflib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from xmodal_jax import digest
 from xmodal_jax.defaults import DATA, base
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.types import Config
 
 # Changing these does not change what a run computes, so a resumed run may; the data itself is checked by hash.
 FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block", "data.dir")
+FILE, RECORD = "config.json", "run.json"  # of a run folder
+UNHASHED = {"data", "text", "model", "vocabulary"}  # all that earlier versions recorded
 RETIRED = ("data.boxes",)  # keys of earlier versions that nothing reads any more
 # What a stage may override, because it takes effect there
 STAGED = (
@@ -86,8 +90,6 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
     folders = [f"--config.data.dir={data}"] if data is not None else []
     if folders and unnamed:
         spec = f"{path}:{arg},own" if arg else f"{path}:own"
-    elif unnamed and any(override.startswith("--config.data.dir=") for override in overrides):
-        print(f"{Path(path).name}: settings of the built-in scenes; train with --data DIR for the published ones.")
     overrides = [*folders, *overrides]
 
     def parse(arguments: Sequence[str]) -> Config:
@@ -113,6 +115,8 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
             raise UsageError(f'No config key "{key}".{near(key, known)}')
         if isinstance(_get(plain, key), ConfigDict):
             raise UsageError(f'Config key "{key}" is a group; set one of {", ".join(_get(plain, key))}.')
+    if not set(arg.split(",")) & set(DATA):
+        say_scenes(plain, overrides, shipped)
     try:
         config = parse(list(overrides))
     except Exception as error:
@@ -124,6 +128,20 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
     return config
 
 
+def say_scenes(plain: Config, overrides: Sequence[str], shipped: bool) -> None:
+    """Say so where a config that was asked for no data by name has the settings of the scenes for another set."""
+    folders = [word.partition("=")[2] for word in overrides if word.startswith("--config.data.dir=")]
+    if not folders or plain.data.get("dir") != DATA["scenes"] or folders[-1] == DATA["scenes"]:
+        return
+    try:
+        scenes = "scenes" in json.loads((Path(folders[-1]) / "manifest.json").read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        scenes = False
+    if not scenes:
+        other = "train with --data DIR" if shipped else 'name another set in its argument, "own" say,'
+        print(f"{folders[-1]}: settings of the built-in scenes; {other} for the published ones.")
+
+
 def _get(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
@@ -133,18 +151,64 @@ def _get(config: Config, key: str) -> Any:
 
 def save(config: Config, path: Path) -> None:
     """Write as JSON, keys sorted."""
-    path.write_text(json.dumps(json.loads(config.to_json()), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    digest.write(path, to_text(config))
+
+
+def to_text(config: Config) -> str:
+    """The text of the file."""
+    return json.dumps(json.loads(config.to_json()), indent=1, sort_keys=True) + "\n"
 
 
 def read(workdir: Path) -> Config:
-    """The config saved with a run. Raises CheckpointError where there is none."""
-    path = workdir / "config.json"
+    """The config saved with a run, which must be as it was written.
+
+    A folder whose config no hash was kept of, by an earlier version, is read and the fact said.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = workdir / FILE
     try:
-        return ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CheckpointError(f"{workdir} is not a run folder (no config.json); give the --workdir of a run.") from None
-    except ValueError as error:
+        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{workdir} is not a run folder (no {FILE}); give the --workdir of a run.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}).") from error
+    if "files" not in record(workdir):
+        print(f"{workdir}: no hashes were kept of its config and vocabulary; they are used unchecked.", file=sys.stderr)
+    check_file(workdir, FILE)
+    return config
+
+
+def record(workdir: Path) -> dict[str, Any]:
+    """What a run was started with: its data, shapes and vocabulary, and hashes of its files; {} where none is kept.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path, content = workdir / RECORD, {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sound = set(content) <= UNHASHED or content.get("sha256") == digest.digest(content)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} is damaged; restore it from a copy, or train in a new --workdir.")
+    return content
+
+
+def check_file(workdir: Path, name: str) -> None:
+    """Raise a CheckpointError unless a file of a run folder is as it was written, where a hash of it was kept."""
+    wanted, path = record(workdir).get("files", {}).get(name), workdir / name
+    if wanted is not None and (not path.is_file() or digest.sha256(path) != wanted):
+        raise CheckpointError(
+            f"{path} is missing or damaged: its SHA-256 is not that in {RECORD}; restore it from a copy, or train in a "
+            "new --workdir."
+        )
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions
@@ -26,23 +28,32 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     and Markdown, and to ``args.json``."""
     split = args.split
     result = run.table(step, split, args.protocol)
-    rsum = run.checkpoints.rsum(step)
-    chosen = f"step {step:,}" + (f" (dev rsum {rsum:.1f})" if rsum is not None else "")
-    title = f"{run.workdir} on {run.dataset.manifest['name']} {split}, {chosen}"
+    reached = run.checkpoints.reached(step)
+    chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
+    title = f"{run.workdir} on {run.title} {split}, {chosen}"
     table.to_screen(result, title=title)
-    content = {"workdir": str(run.workdir), "split": split, "step": step, **table.to_json(result)}
+    content = {**run.about, "split": split, "step": step, **table.to_json(result)}
     markdown = table.to_markdown(result, title=title)
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     if said:
         print(*speak.to_lines(said), sep="\n")
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
         markdown += "\n" + speak.to_markdown(said)
-    folder = run.workdir / "eval"
-    folder.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
-    for path in filter(None, (folder / f"{split}-{step}.json", args.json)):
-        path.write_text(text)
-    (folder / f"{split}-{step}.md").write_text(markdown)
+    keep(run, {f"{split}-{step}.json": text, f"{split}-{step}.md": markdown}, args.json, text)
+
+
+def keep(run: Run, files: Mapping[str, str], copy: Path | None, text: str) -> None:
+    """Write the files of an evaluation, and ``text`` to ``copy``. Raises CheckpointError where the disk refuses."""
+    folder = run.evaluations
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise digest.refused(folder, error) from error
+    for name, content in files.items():
+        digest.write(folder / name, content)
+    if copy:
+        digest.write(copy, text)
 
 
 def ensemble(args: argparse.Namespace) -> int:
@@ -70,12 +81,15 @@ def ensemble(args: argparse.Namespace) -> int:
     table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
     if args.json:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
-        args.json.write_text(json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
+        content["data"] = runs[0].dataset.manifest["name"]
+        digest.write(args.json, json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
     return 0
 
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise UsageError(f"--json {args.json}: give a file in a folder that is there.")
     if args.ensemble:
         return ensemble(args)
     if args.scale:
@@ -106,21 +120,19 @@ def noise_curve(run: Run, step: int, args: argparse.Namespace) -> int:
         result = run.evaluator.table(
             variables, reader, captions, protocol=args.protocol, weights=weights, quiet=True, draws=0
         )
-        results.append({"char_noise": share, "split": args.split, "step": step, **table.to_json(result)})
+        about = {**run.about, "char_noise": share, "split": args.split, "step": step}
+        results.append({**about, **table.to_json(result)})
         i2t, t2i = result.i2t, result.t2i
         print(f"{share:6.2f}{i2t.r1:9.1f}{i2t.r10:7.1f}{t2i.r1:9.1f}{t2i.r10:7.1f}{result.rsum:8.1f}", flush=True)
-    folder = run.workdir / "eval"
-    folder.mkdir(exist_ok=True)
     text = json.dumps(results, indent=1) + "\n"
-    for path in filter(None, (folder / NOISE, args.json)):
-        path.write_text(text)
+    keep(run, {NOISE: text}, args.json, text)
     curves = {run.workdir.name: results}
     for other in args.beside:
         path = other / "eval" / NOISE
         if not path.is_file():
             raise UsageError(f"{path} is missing; make it with: xmodal eval --workdir {other} --char-noise ...")
         curves[other.name] = json.loads(path.read_text())
-    picture = folder / "noise.png"
+    picture = run.evaluations / "noise.png"
     pictures.draw(curves, picture)
     print(f"curve: {picture}")
     return 0

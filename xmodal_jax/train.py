@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax import config as configs
-from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, NumericError
+from xmodal_jax import digest
+from xmodal_jax.errors import SAVED_ON_SIGNAL, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
-from xmodal_jax.training import processes, schedules, setup
-from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training import processes, setup
 from xmodal_jax.training.log import CollapseDetector, Log
-from xmodal_jax.training.optim import live_leaves, make_optimiser
+from xmodal_jax.training.optim import live_leaves
 from xmodal_jax.training.parallel import local
 from xmodal_jax.training.step import Initial, TrainState, make_state, train_step
 
@@ -36,9 +36,7 @@ class Trainer:
         self.stop = False  # a signal was sent, to this process or another, and all know of it
 
     def optimiser(self, stage: setup.Stage) -> Any:
-        optim, per_epoch = stage.config.optim, stage.pipeline.steps_per_epoch
-        schedule = schedules.learning_rate(optim, steps=stage.stop - stage.start, per_epoch=per_epoch)
-        return make_optimiser(optim, self.initial.params, schedule)
+        return setup.stage_optimiser(stage, self.initial.params)
 
     def compile(self, stage: setup.Stage) -> Any:
         """The device step of a stage."""
@@ -57,38 +55,15 @@ class Trainer:
         step = self.checkpoints.latest_good()
         stage = self.stage_of(step or 0)
         params = self.initial.params
-        if step is None:
-            params = self.start_params(params)
-        state = make_state(
-            Initial(params, self.initial.model_state), self.optimiser(stage), self.config.seed, self.config.ema
-        )
+        if step is None and self.parts.resumed:
+            params = setup.start_values(self.config, self.parts.model, self.parts.vocabulary, params)
+        initial = Initial(params, self.initial.model_state)
+        state = make_state(initial, self.optimiser(stage), self.config.seed, self.config.ema)
         if step is None:
             return state
         state = self.checkpoints.restore_training(step, state)
         print(f"resumed step {step:,} (epoch {stage.epoch(step):.2f}): nothing repeated, nothing skipped")
         return state
-
-    def start_params(self, params: Any) -> Any:
-        """Word vectors and the parameters of another run, where the config asks for them."""
-        if self.config.data.word_vectors:
-            tables = self.parts.model.word_tables
-            params = setup.with_word_vectors(params, self.config.data.word_vectors, self.parts.vocabulary, tables)
-        source = self.config.init.workdir
-        if source:
-            other = Path(source)
-            saved = configs.read(other)
-            theirs, ours = setup.read_vocabulary(other), self.parts.vocabulary
-            if theirs and ours and theirs.words != ours.words and not self.config.init.skip:
-                raise CheckpointError(
-                    f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
-                    f"{ours.sha256[:8]} ({len(ours):,}); name the embedding in --config.init.skip to leave it at its "
-                    "initial value, or train on the same captions."
-                )
-            checkpoints = Checkpoints(other, read_only=True)
-            tree = checkpoints.restore_model(checkpoints.best())
-            weights = tree["ema"] if saved.ema else tree["params"]
-            params = warm_start(params, weights, skip=self.config.init.skip, where=source)
-        return params
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Recall on dev of the averaged weights where there are any."""
@@ -100,7 +75,7 @@ class Trainer:
         )
         sides = (("i2t", result.i2t), ("t2i", result.t2i))
         flat = {f"{way}_r{k}": getattr(side, f"r{k}") for way, side in sides for k in (1, 5, 10)}
-        values = {"rsum": result.rsum, **flat}
+        values = {"rsum": result.rsum, **flat, "images": self.parts.dev.count}
         # The first process decides: on other hardware, scores may differ in their last bits.
         return dict(zip(values, processes.agree(list(values.values())).tolist(), strict=True))
 
@@ -145,7 +120,7 @@ class Trainer:
                     if due and stage.config.weights.get("rank"):  # what does not rank has no recall to choose by
                         evaluated = self.evaluate(device)
                         log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
-                        progress.note(f"dev rsum {evaluated['rsum']:.1f}")
+                        progress.note(f"dev rsum {evaluated['rsum']:.1f} on {self.parts.dev.count:,} images")
                     if self.stop or due or self.due(step + 1, self.config.checkpoint.every_steps, stage):
                         if pending is not None:
                             self.account(stage, pending, log, progress, collapse)
@@ -157,7 +132,7 @@ class Trainer:
                         return SAVED_ON_SIGNAL
             self.checkpoints.wait()
         if processes.first():
-            (self.workdir / "finished.json").write_text(json.dumps({"step": last}) + "\n")
+            digest.write(self.workdir / "finished.json", json.dumps({"step": last}) + "\n")
         return 0
 
     def batches(self, stage: setup.Stage, start: int) -> Iterator[Any]:
@@ -191,21 +166,32 @@ class Trainer:
             )
         collapse.see(step, metrics)
         if step % self.config.log.every_steps == 0:
-            log.write(step, {**metrics, "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)})
+            own = {"lr": self.rate(stage, step), "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)}
+            log.write(step, {**metrics, **own})
+
+    def rate(self, stage: setup.Stage, step: int) -> float:
+        """The learning rate of the update that led to ``step``; rules multiply it."""
+        fresh = [s.start for s in self.stages if s.start <= stage.start and not (s.start and s.config.keep_optimiser)]
+        rate: Any = setup.schedule_of(stage)(step - 1 - fresh[-1])
+        return float(rate)
 
 
 class caught_signals:
-    """While active, SIGTERM and SIGINT only note themselves in ``trainer.signal``; the loop then saves and leaves."""
+    """While active, SIGTERM and SIGINT only note themselves in ``trainer.signal``; the loop then saves and leaves.
+
+    Schedulers send SIGTERM more than once; only a second SIGINT interrupts.
+    """
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.before = trainer, {}
 
     def __enter__(self) -> None:
         def note(number: int, _: Any) -> None:
-            if self.trainer.signal:
-                raise KeyboardInterrupt  # asked twice: the user does not want to wait
+            if number == self.trainer.signal == signal.SIGINT:
+                raise KeyboardInterrupt  # asked twice at the keyboard: the user does not want to wait
+            if self.trainer.signal is None:
+                print(f"signal {number}: saving after this step ...", file=sys.stderr, flush=True)
             self.trainer.signal = number
-            print(f"signal {number}: saving after this step ...", file=sys.stderr, flush=True)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self.before[number] = signal.signal(number, note)
@@ -226,15 +212,16 @@ def train(args: argparse.Namespace) -> int:
     """`xmodal train` in one process."""
     config = configs.load(args.config, args.overrides, args.data)
     began = time.monotonic()
-    trainer = Trainer(setup.setup(config, Path(args.workdir)))
+    parts = setup.setup(config, Path(args.workdir))
     try:
+        trainer = Trainer(parts)
         code = trainer.run()
     finally:
-        trainer.checkpoints.close()
+        parts.close()
     if code == 0 and processes.first():
         best = trainer.checkpoints.best()
-        rsum = trainer.checkpoints.rsum(best)
-        chosen = "nothing ranked" if rsum is None else f"best dev rsum {rsum:.1f}"
-        print(f"finished step {trainer.stages[-1].stop:,} in {time.monotonic() - began:.0f} s; {chosen}")
+        chosen = trainer.checkpoints.reached(best)
+        ended = f"finished step {trainer.stages[-1].stop:,} in {time.monotonic() - began:.0f} s"
+        print(f"{ended}; {f'best {chosen}' if chosen else 'nothing ranked'}")
         print(f"next: xmodal eval --workdir {args.workdir} --split test")
     return code

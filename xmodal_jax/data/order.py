@@ -93,8 +93,9 @@ class Sampler:
         self.steps_per_epoch = len(self.epoch(0).image)
         if not self.steps_per_epoch:
             raise UsageError(
-                f"data.batch_size {batch_size} is larger than the split ({len(self.counts):,} images) and the short "
-                "batch is dropped; use a smaller batch or data.drop_last=False."
+                f"data.batch_size {batch_size} is larger than the split ({len(self.counts):,} images, "
+                f"{len(self.owner):,} captions) and the short batch is dropped; use a smaller batch or "
+                "data.drop_last=False."
             )
 
     def _with_roles(self, method: Callable[[np.random.Generator], Epoch], number: int) -> Epoch:
@@ -120,7 +121,7 @@ class Sampler:
         key = np.where(place < n - 1, key, 1.0 + place)
         step = 1 + np.argsort(key, axis=1)[:, :count] % np.maximum(n - 1, 1)  # from 1 to n - 1 captions further
         other = self.first[image][:, None] + ((flat - self.first[image])[:, None] + step) % n
-        return np.where(flat[:, None] >= 0, other, -1).reshape(len(caption), -1)
+        return np.where(flat[:, None] >= 0, other, -1).reshape(len(caption), caption.shape[1] * count)
 
     def _outside(self, image: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
         """[count] captions of images that are not among ``image``, with repeats where there are too few."""
@@ -150,8 +151,9 @@ class Sampler:
         if not more:
             return epoch
         others = self._others(epoch.caption, more, random).reshape(*epoch.caption.shape, more)
-        caption = np.concatenate([epoch.caption[..., None], others], axis=2).reshape(len(epoch.caption), -1)
-        return Epoch(epoch.image, caption, np.repeat(epoch.row, more + 1))
+        caption = np.concatenate([epoch.caption[..., None], others], axis=2)
+        steps, batch, each = caption.shape
+        return Epoch(epoch.image, caption.reshape(steps, batch * each), np.repeat(epoch.row, each))
 
     def _pairs(self, random: np.random.Generator) -> Epoch:
         """Every ordered pair of captions of an image once, the second one as target (STT: 20 of five captions)."""
@@ -178,7 +180,8 @@ class Sampler:
         key = np.where(place < self.counts[:, None], key, 1.0 + place)
         chosen = np.argsort(key, axis=1)[:, :wanted] % np.maximum(self.counts, 1)[:, None]
         caption = np.where(image[..., None] >= 0, self.first[image][..., None] + chosen[image], -1)
-        return Epoch(image, caption.reshape(len(image), -1), np.repeat(np.arange(self.batch_size), wanted))
+        caption = caption.reshape(len(image), self.batch_size * wanted)  # also where no batch is full
+        return Epoch(image, caption, np.repeat(np.arange(self.batch_size), wanted))
 
     def _length_buckets(self, random: np.random.Generator) -> Epoch:
         """Batches of captions of one length, lengths visited in turn until all are used up (UVS)."""

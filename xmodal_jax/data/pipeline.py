@@ -108,6 +108,7 @@ class FeatureReader:
     def _open(self) -> None:
         from array_record.python.array_record_module import ArrayRecordReader
 
+        self.split.check_files()
         # Rows are wanted at random: reading ahead would fetch neighbours that nobody asked for.
         options = "readahead_buffer_size:0"
         readers = [ArrayRecordReader(str(path), options) for path in self.split.paths]
@@ -163,13 +164,24 @@ class FeatureReader:
         return out
 
     def stream(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Parsed arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, read ahead in the background."""
+        """Parsed arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, read ahead in the background.
+
+        Raises:
+            DataError: records that are missing or damaged.
+        """
         import tensorflow as tf
 
+        failed: list[Exception] = []  # what ended reading; TensorFlow would hide it in an error of its own
+
+        def raw(step):
+            try:
+                return self.raw(np.maximum(rows(int(step)), 0))
+            except Exception as error:  # array_record raises what it likes on damaged bytes
+                failed.append(error)
+                raise
+
         def fetch(step):
-            records = tf.numpy_function(
-                lambda s: self.raw(np.maximum(rows(int(s)), 0)), [step], tf.string, stateful=False
-            )
+            records = tf.numpy_function(raw, [step], tf.string, stateful=False)
             return self.parse(tf.ensure_shape(records, [None]))
 
         options = tf.data.Options()
@@ -180,8 +192,22 @@ class FeatureReader:
         # Not from_generator: its first use makes TensorFlow give every freed buffer back to the system, which then
         # clears it page by page (three times slower). More than two batches ahead fall out of the cache.
         steps = tf.data.Dataset.range(start, stop).map(fetch, num_parallel_calls=2).prefetch(2)
-        batches: Any = steps.with_options(options).as_numpy_iterator()
-        return batches
+        return self._sound(steps.with_options(options).as_numpy_iterator(), failed)
+
+    def _sound(self, batches: Any, failed: list[Exception]) -> Iterator[dict[str, Any]]:
+        """``batches``, whose threads end with this iterator, with errors in our words."""
+        try:
+            yield from batches
+        except Exception as error:  # TensorFlow's, about records or what they hold
+            if failed and isinstance(failed[0], DataError):
+                raise failed[0] from None
+            reason = str(failed[0] if failed else error).strip().splitlines()[0]
+            directory, name = self.split.dataset.directory, self.split.name
+            raise DataError(
+                f'{directory}: records of split "{name}" cannot be read ({reason}); run: xmodal data check {directory}'
+            ) from error
+        finally:
+            del batches
 
     def images(self, arrays: Mapping[str, Any], rows: np.ndarray) -> Images:
         features = {name: arrays[name] for name in self.names}

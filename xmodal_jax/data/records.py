@@ -238,11 +238,15 @@ class Split:
         )
         return [self.dataset.directory / name for name in sorted(files)]
 
-    @functools.cached_property
-    def _source(self) -> Any:
+    def check_files(self) -> None:
+        """Raise a DataError unless every ArrayRecord file is there in its full length."""
         for path in self.paths:
             if not path.is_file() or path.stat().st_size != self.dataset.manifest["files"][path.name]["bytes"]:
                 raise DataError(f"{path} is missing or cut short; import the data again.")
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        self.check_files()
         return self.dataset.builder.as_data_source(self.name)
 
     def read(self, rows: Sequence[int]) -> list[Item]:

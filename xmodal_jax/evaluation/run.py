@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from xmodal_jax import config as configs
 from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, open_dataset
-from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.speak import Said, Speaker, speech
 from xmodal_jax.evaluation.vote import Member, rank_table
 from xmodal_jax.text.generation import Decoding
-from xmodal_jax.training.checkpoint import Checkpoints
-from xmodal_jax.training.model import facts_of, inputs_of, make_model
-from xmodal_jax.training.setup import make_captions, read_vocabulary
+from xmodal_jax.training import folder
+from xmodal_jax.training.checkpoint import Checkpoints, flat
+from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
+from xmodal_jax.training.setup import make_captions
 from xmodal_jax.types import Config
 
 
@@ -29,13 +32,47 @@ class Run:
     def __init__(self, workdir: Path, data: str | None = None):
         self.workdir = workdir
         self.config: Config = configs.read(workdir)
-        self.dataset: Dataset = open_dataset(data or self.config.data.dir)
         self.inputs = inputs_of(self.config)
-        self.vocabulary = read_vocabulary(workdir)
+        self.record = folder.read_record(workdir)
+        if data is None and not Path(self.config.data.dir).is_dir():
+            raise DataError(
+                f"{workdir} was trained on {self.config.data.dir}, which is not there; say where it is now by --data."
+            )
+        self.dataset: Dataset = open_dataset(data or self.config.data.dir)
+        if data is None:
+            remedy = "name it with --data, which keeps its figures apart"
+            folder.check_same_data(workdir, self.dataset, self.inputs, self.config, remedy)
+        # Whether these are the data that the run was trained on, wherever they lie now
+        self.home = data is None or folder.same_data(workdir, self.dataset, self.inputs, self.config)
+        if not self.home:
+            folder.check_shapes(workdir, self.dataset, self.inputs)
+        self.vocabulary = folder.read_vocabulary(workdir)
         self.facts = facts_of(self.dataset, self.inputs, self.config, self.vocabulary)
+        if not self.home and "facts" in self.record:  # parameters have the size of what was trained on
+            self.facts = self.facts._replace(classes=self.record["facts"]["classes"])
         self.model = make_model(self.config, self.facts)
         self.checkpoints = Checkpoints(workdir, read_only=True)
         self.evaluator = Evaluator(self.model, batch_size=self.config.eval.batch_size)
+
+    @property
+    def title(self) -> str:
+        """The data by name, and what the run was trained on where that was other data."""
+        name = self.dataset.manifest["name"]
+        if self.home:
+            return name
+        return f"{name} (manifest {self.dataset.identity[:8]}; trained on {self.record.get('name', 'other data')})"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a record of an evaluation says of run and data."""
+        known = {"workdir": str(self.workdir), "data": self.dataset.manifest["name"], "identity": self.dataset.identity}
+        return known if self.home else {**known, "trained_on": self.record.get("name", self.record["data"])}
+
+    @property
+    def evaluations(self) -> Path:
+        """Where records of evaluations are kept: "eval" in the run folder, or a folder in there for other data."""
+        name = re.sub(r"[^\w.-]", "_", self.dataset.manifest["name"])
+        return self.workdir / "eval" / ("" if self.home else f"{name}-{self.dataset.identity[:8]}")
 
     def step(self, wanted: int | None) -> int:
         """The step ``wanted``, the best one by default."""
@@ -50,7 +87,21 @@ class Run:
         tree = self.checkpoints.restore_model(step)
         weights = "ema" if self.config.ema else "raw"
         params = tree["ema"] if self.config.ema else tree["params"]
+        if not self.home:
+            self._check_sizes(params)
         return {"params": params, **tree["model_state"]}, weights
+
+    def _check_sizes(self, params: Any) -> None:
+        """Raise a DataError where a system for this data has parameters of other shapes."""
+        example = example_batch(self.inputs, self.facts)
+        wanted = jax.eval_shape(self.model.init, {"params": jax.random.key(0), "dropout": jax.random.key(0)}, example)
+        here = {name: leaf.shape for name, leaf in flat(wanted["params"]).items()}
+        other = [name for name, leaf in flat(params).items() if here.get(name) != np.shape(leaf)]
+        if other:
+            raise DataError(
+                f"{self.workdir} was trained on data of other shapes than {self.dataset.directory}: {other[0]} is "
+                f"{list(np.shape(flat(params)[other[0]]))} there, {list(here.get(other[0], ()))} for these."
+            )
 
     def reader(self, split: str, *, boxes: bool = False) -> FeatureReader:
         """Reader of what the model reads of the images of a split."""

@@ -186,10 +186,10 @@ def commit() -> str | None:
 
 def recall_of(run: Run, step: int) -> str:
     """The recall tables that `xmodal eval` wrote for this step, as Markdown."""
-    tables = sorted((run.workdir / "eval").glob(f"*-{step}.md"))
+    tables = sorted((run.workdir / "eval").glob(f"**/*-{step}.md"))
     if not tables:
-        rsum = run.checkpoints.rsum(step)
-        known = f"rsum on dev during training: {rsum:.1f}. " if rsum is not None else ""
+        reached = run.checkpoints.reached(step)
+        known = f"During training: {reached}. " if reached else ""
         return f"{known}Not measured on a test split: `xmodal eval --workdir {run.workdir}`, then export again."
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in tables)
 
@@ -204,7 +204,8 @@ def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> di
     manifest = run.dataset.manifest
     card = Card(
         f"Trained with xmodal_jax; step {step:,}, {weights} weights.",
-        f"{manifest['name']}, manifest {manifest['sha256'][:12]}"
+        f"{run.title if run.home else run.record.get('name', 'other data')}, manifest "
+        + (manifest["sha256"] if run.home else run.record["data"])[:12]
         + (f", {len(run.vocabulary):,} {_unit(run.vocabulary)}" if run.vocabulary else ""),
         commit(),
         recall_of(run, step),

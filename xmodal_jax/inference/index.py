@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,13 @@ from xmodal_jax.inference import layout
 from xmodal_jax.inference.arrays import Arrays
 from xmodal_jax.inference.bundle import GREEDY, Bundle, Embedding, load, take
 from xmodal_jax.progress import Progress
+from xmodal_jax.training import lock
+from xmodal_jax.training.lock import Lock
 
 BLOCK = 256  # items embedded at a time; the state counts these
 EVERY = 2.0  # seconds between saves of the state
 PROBES = 64  # items a side that tell whether the score is an inner product
-STATE, LOCK, SAID = "state.json", "lock", "said.jsonl"
+STATE, LOCK, SAID = "state.json", lock.FILE, "said.jsonl"
 
 Read = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
 
@@ -257,19 +259,9 @@ class Builder:
         }
 
 
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path) -> Lock:
     """Keep other processes out of ``folder`` while this one lives."""
-    file = (folder / LOCK).open("w")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # a system without such locks
-        pass
-    except OSError:
-        file.close()
-        raise CheckpointError(f"Another process is at work in {folder}; wait for it to end.") from None
-    return file
+    return Lock(folder / LOCK, CheckpointError)
 
 
 def build(

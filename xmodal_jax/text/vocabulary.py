@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmodal_jax import digest
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.text import characters
 from xmodal_jax.text.tokens import cased, words
@@ -129,13 +130,10 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as JSON; a reader never sees half a file."""
-        path = Path(path)
         content: dict[str, Any] = {"format": FORMAT, "sha256": self.sha256, "words": self.words}
         if self.tokens != "words":
             content["tokens"] = self.tokens
-        unfinished = path.with_name(f"{path.name}.tmp")
-        unfinished.write_text(json.dumps(content, indent=0) + "\n", encoding="ascii")
-        os.replace(unfinished, path)
+        digest.write(Path(path), json.dumps(content, indent=0) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:

@@ -20,11 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from xmodal_jax.digest import sha256
+from xmodal_jax import digest
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.training import processes
 from xmodal_jax.training.optim import path_name
 from xmodal_jax.training.step import TrainState
+
+METRICS = "metrics/metrics"  # of a step: what it reached on dev
+NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
 class Checkpoints:
@@ -38,21 +41,43 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
         self.folder = workdir.absolute() / "checkpoints"
         self.manifests = workdir.absolute() / "manifests"
+        self.unsealed: int | None = None
+        self.manager: Any = None
+        if read_only:  # without Orbax's manager, which would start threads
+            if not self.folder.is_dir():
+                raise CheckpointError(f"{workdir} holds no checkpoints yet; train there first.")
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self.manifests.mkdir(exist_ok=True)
+        except OSError as error:
+            raise digest.refused(Path(error.filename), error) from error
+        self._clean()
         latest = LatestN(n=max(keep, 1))
         best = BestN(n=1, get_metric_fn=lambda m: m["rsum"], keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([latest, best]),
             best_fn=lambda metrics: metrics["rsum"],  # without it Orbax does not write the metrics at all
-            create=not read_only,
-            read_only=read_only,
-            enable_async_checkpointing=not read_only,
-            cleanup_tmp_directories=not read_only,
+            create=True,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=False,  # its thread may outlive a start that is refused
         )
-        if read_only and not self.folder.is_dir():
-            raise CheckpointError(f"{workdir} holds no checkpoints yet; train there first.")
         names = ("model", "training", "metrics")
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=names)
-        self.unsealed: int | None = None
+
+    def _clean(self) -> None:
+        """Remove what a kill left of a save, and steps of damaged metrics: the choice of the best hangs on them."""
+        if processes.first() and self.folder.is_dir():
+            for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(folder, ignore_errors=True)
+            for step in self._present():
+                try:
+                    self.metrics(step)
+                except CheckpointError as error:
+                    print(f"checkpoint: step {step:,} is removed: {error}", file=sys.stderr)
+                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                    digest.remove(self.manifests / f"{step}.json")
+        processes.wait("checkpoints cleaned")
 
     # Saving
 
@@ -80,6 +105,9 @@ class Checkpoints:
             self._seal(step)
         except Exception as error:
             raise self._failed(step, error) from error
+        if processes.first():
+            for old in self._sealed() - set(self.manager.all_steps()):
+                digest.remove(self.manifests / f"{old}.json")
 
     def poll(self) -> None:
         """Seal a save that has finished meanwhile, without waiting for one that has not."""
@@ -108,76 +136,99 @@ class Checkpoints:
     def _seal(self, step: int) -> None:
         if not processes.first():
             return
-        self.manifests.mkdir(exist_ok=True)
-        content = {name: sha256(path) for name, path in self._files(step).items()}
-        target = self.manifests / f"{step}.json"
-        partial = target.with_suffix(".tmp")
-        partial.write_text(json.dumps({"step": step, "files": content}, indent=1))
-        partial.rename(target)
-        alive = set(self.manager.all_steps())
-        for path in self.manifests.glob("*.json"):
-            if int(path.stem) not in alive:
-                path.unlink()
+        content = {name: digest.sha256(path) for name, path in self._files(step).items()}
+        digest.write(self.manifests / f"{step}.json", json.dumps({"step": step, "files": content}, indent=1))
 
     def _sealed(self) -> set[int]:
-        return {int(path.stem) for path in self.manifests.glob("*.json") if path.stem.isdigit()}
+        return {int(path.stem) for path in self.manifests.glob("*.json") if NUMBER.fullmatch(path.stem)}
+
+    def _present(self) -> set[int]:
+        return {int(path.name) for path in self.folder.iterdir() if NUMBER.fullmatch(path.name) and path.is_dir()}
 
     # Restoring
 
     def steps(self) -> list[int]:
         """Saved steps with a manifest, ascending (files written by another process are seen)."""
-        self.manager.reload()
-        return sorted(set(self.manager.all_steps()) & self._sealed())
+        return sorted(self._present() & self._sealed())
 
     def best(self) -> int:
         """The step with the highest dev rsum (the latest where none was evaluated).
 
         Raises:
-            CheckpointError: no step is saved.
+            CheckpointError: no step is saved, or the metrics of one are damaged.
         """
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.folder.parent} holds no finished checkpoint yet; train there first.")
-        rated = [(self.rsum(step), step) for step in steps]
+        try:
+            rated = [(self.rsum(step), step) for step in steps]
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.folder}: the best step is not known, {error}; name a sound step with --step."
+            ) from None
         known = [(rsum, step) for rsum, step in rated if rsum is not None]
         return max(known)[1] if known else steps[-1]
 
     def rsum(self, step: int) -> float | None:
         """Dev rsum saved with a step, if it was evaluated."""
-        path = self.folder / str(step) / "metrics" / "metrics"
-        return json.loads(path.read_text())["rsum"] if path.is_file() else None
+        return self.metrics(step).get("rsum")
+
+    def reached(self, step: int) -> str:
+        """``dev rsum 312.4 on 1,000 images``; empty where the step was not evaluated."""
+        metrics = self.metrics(step)
+        where = f" on {metrics['images']:,.0f} images" if "images" in metrics else ""
+        return f"dev rsum {metrics['rsum']:.1f}{where}" if metrics else ""
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What a step reached on dev, {} where it was not evaluated.
+
+        Raises:
+            CheckpointError: its metrics or its manifest are damaged.
+        """
+        wanted, path = self._manifest(step).get(METRICS), self.folder / str(step) / METRICS
+        there = digest.sha256(path) if path.is_file() else None
+        if there != wanted:
+            raise CheckpointError(f"{METRICS} of step {step:,} differs in SHA-256")
+        return json.loads(path.read_text()) if wanted else {}
+
+    def _manifest(self, step: int) -> dict[str, str]:
+        """SHA-256 by name of the files of a step. Raises CheckpointError where its manifest is damaged or another's."""
+        try:
+            content = json.loads((self.manifests / f"{step}.json").read_text())
+            whose, files = content["step"], dict(content["files"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"the manifest of step {step:,} cannot be read ({type(error).__name__})") from None
+        if whose != step:
+            raise CheckpointError(f"the manifest of step {step:,} belongs to step {whose}")
+        return files
 
     def problem(self, step: int) -> str | None:
         """What is wrong with a step's files, None if they match the manifest."""
         try:
-            wanted = json.loads((self.manifests / f"{step}.json").read_text())["files"]
-        except (OSError, ValueError, KeyError) as error:
-            return f"its manifest cannot be read ({type(error).__name__})"
+            wanted = self._manifest(step)
+        except CheckpointError as error:
+            return str(error)
         files = self._files(step)
         if missing := sorted(set(wanted) - set(files)):
             return f"{missing[0]} is missing"
-        differing = [name for name, digest in wanted.items() if sha256(files[name]) != digest]
+        differing = [name for name, known in wanted.items() if digest.sha256(files[name]) != known]
         return f"{differing[0]} differs in SHA-256" if differing else None
 
     def latest_good(self) -> int | None:
-        """The newest step that matches its manifest; newer ones that do not are removed with a warning.
-
-        Raises:
-            CheckpointError: there are steps but none is good.
-        """
+        """The newest step that matches its manifest, None where none does; newer ones are removed with a warning."""
         good = None
-        for step in sorted(self.manager.all_steps(), reverse=True) if processes.first() else ():
+        for step in sorted(self._present(), reverse=True) if processes.first() else ():
             problem = self.problem(step)
             if problem is None:
                 good = step
                 break
             print(f"checkpoint: step {step:,} is not used: {problem}", file=sys.stderr)
         newest = int(processes.agree(-1 if good is None else good)[0])
-        for step in self.manager.all_steps():
+        for step in self.manager.all_steps() if self.manager else ():
             if step > newest:
                 self.manager.delete(step)
                 if processes.first():
-                    (self.manifests / f"{step}.json").unlink(missing_ok=True)
+                    digest.remove(self.manifests / f"{step}.json")
         return None if newest < 0 else newest
 
     def restore_training(self, step: int, like: TrainState) -> TrainState:
@@ -185,10 +236,12 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         model = {"params": abstract.params, "ema": abstract.ema, "model_state": abstract.model_state}
         training = {"step": abstract.step, "rng": abstract.rng, "opt_state": abstract.opt_state}
-        out = self.manager.restore(
-            step,
-            args=ocp.args.Composite(model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)),
-        )
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training))
+        try:
+            out = self.manager.restore(step, args=args)
+        except Exception as error:  # Orbax raises what it likes on a tree of another shape
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{self.folder}: step {step:,} is not of this system ({reason}).") from error
         m, t = out["model"], out["training"]
         return TrainState(t["step"], m["params"], m["model_state"], t["opt_state"], m["ema"], t["rng"])
 
@@ -201,11 +254,11 @@ class Checkpoints:
         problem = self.problem(step)
         if problem:
             raise CheckpointError(f"{self.folder}: step {step:,} cannot be used: {problem}; choose another --step.")
-        reader = ocp.StandardCheckpointer()
         path = self.folder / str(step) / item
-        metadata: Any = reader.metadata(path).item_metadata
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
-        return reader.restore(path, like)
+        with ocp.StandardCheckpointer() as reader:
+            metadata: Any = reader.metadata(path).item_metadata
+            like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
+            return reader.restore(path, like)
 
     def restore_model(self, step: int) -> dict[str, Any]:
         """``{"params", "ema", "model_state"}`` of a step; see :meth:`restore_plain`."""
@@ -213,8 +266,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish what is under way and release threads."""
-        self.wait()
-        self.manager.close()
+        try:
+            self.wait()
+        finally:
+            if self.manager:
+                self.manager.close()
 
 
 def flat(tree: Any) -> dict[str, Any]:

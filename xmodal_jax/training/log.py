@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.errors import NumericError
+from xmodal_jax import digest
+from xmodal_jax.errors import CheckpointError, NumericError
 from xmodal_jax.types import Config
 
 
@@ -27,7 +28,7 @@ class Log:
         if not active:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        digest.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         if start == 0:
             overview(params, workdir / "parameters.txt")
         if config.log.tensorboard:
@@ -51,21 +52,32 @@ class Log:
         if step > self.last[0]:
             extra["step_s"] = round((now - self.last[1]) / (step - self.last[0]), 5)
             self.last = (step, now)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **extra, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **extra, **values}) + "\n")
+        except OSError as error:
+            raise digest.refused(self.path, error) from error
         if self.writer is not None:
             self.writer.write_scalars(step, {**extra, **values})
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a kill cut short is left out."""
+    """The lines of a metrics file; a last line that a kill cut short is left out.
+
+    Raises:
+        CheckpointError: another line is damaged.
+    """
+    texts = path.read_bytes().split(b"\n") if path.is_file() else []
     lines = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            lines.append({**line, "step": int(line["step"])})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number < len(texts):
+                raise CheckpointError(
+                    f"{path} is damaged in line {number:,}; remove the line, or restore the file from a copy."
+                ) from None
     return lines
 
 
@@ -79,7 +91,7 @@ def overview(params: Any, path: Path) -> None:
         from clu import parameter_overview
     except ImportError:  # clu is in the extra "train"; the table is a convenience
         return
-    path.write_text(parameter_overview.get_parameter_overview(params) + "\n")
+    digest.write(path, parameter_overview.get_parameter_overview(params) + "\n")
 
 
 class CollapseDetector:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from xmodal_jax import config as configs
@@ -19,16 +17,17 @@ from xmodal_jax import losses
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
 from xmodal_jax.data.records import Dataset, Split, open_dataset
-from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import processes, schedules
-from xmodal_jax.training.checkpoint import Checkpoints
+from xmodal_jax.training import checks, folder, schedules
+from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
-from xmodal_jax.training.optim import path_name
+from xmodal_jax.training.optim import make_optimiser, path_name
 from xmodal_jax.training.parallel import Runner, make_runner
 from xmodal_jax.training.step import Initial, Objective, check_weights, initialise
 from xmodal_jax.types import Config, Facts, Inputs
@@ -63,6 +62,16 @@ class Parts(NamedTuple):
     dev: FeatureReader
     dev_captions: Captions
     checkpoints: Checkpoints
+    resumed: bool  # a step is saved; ``initial`` is then without word vectors and the parameters of another run
+    held: Lock | None
+
+    def close(self) -> None:
+        """Finish what is being saved, and let other processes into the folder."""
+        try:
+            self.checkpoints.close()
+        finally:
+            if self.held:
+                self.held.release()
 
 
 def setup(config: Config, workdir: Path) -> Parts:
@@ -73,9 +82,10 @@ def setup(config: Config, workdir: Path) -> Parts:
         DataError: the data cannot give what the system reads, or has changed since the run was started.
         CheckpointError: the folder holds a run of another config, or something else.
     """
+    checks.check(config)
     dataset = open_dataset(config.data.dir)
     inputs = inputs_of(config)
-    vocabulary = open_vocabulary(workdir, config, dataset, inputs)
+    vocabulary = folder.open_vocabulary(workdir, config, dataset, inputs)
     facts = facts_of(dataset, inputs, config, vocabulary)
     model = make_model(config, facts)
     example = example_batch(inputs, facts)
@@ -84,15 +94,34 @@ def setup(config: Config, workdir: Path) -> Parts:
     captions = make_captions(train, inputs, vocabulary, config)
     stages = make_stages(config, FeatureReader(train, inputs.image), captions, inputs)
     runner = make_runner(config.parallel, [stage.config.data.batch_size for stage in stages])
-    initial = initialise(model, example, config.seed)
-    for stage in stages:
-        objective = make_objective(stage.config, stage.pipeline.steps_per_epoch)
-        check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
+    objectives = [make_objective(stage.config, stage.pipeline.steps_per_epoch) for stage in stages]
+    try:
+        initial = initialise(model, example, config.seed)
+        for objective in objectives:
+            check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
+    except XmodalError:
+        raise
+    except Exception as error:  # whatever a model raises is about its file or the values it was given
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UsageError(f'The model "{config.model.name}" cannot be built ({reason}); see config.model.') from error
 
     dev = FeatureReader(dataset.split("dev"), inputs.image, limit=config.data.dev_images)
     dev_captions = make_captions(dev.split, inputs, vocabulary, config, dev.count)
-    claim_workdir(workdir, config, dataset, inputs, vocabulary)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    for stage in stages:
+        stage_optimiser(stage, initial.params)
+    resumed = folder.begun(workdir)
+    if not resumed:
+        initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
+
+    for split in (train, dev.split):
+        split.check_files()
+    held = folder.claim(workdir, config, dataset, inputs, facts, vocabulary)
+    try:
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    except BaseException:
+        if held:
+            held.release()
+        raise
     return Parts(
         config,
         workdir,
@@ -106,6 +135,8 @@ def setup(config: Config, workdir: Path) -> Parts:
         dev,
         dev_captions,
         checkpoints,
+        resumed,
+        held,
     )
 
 
@@ -121,74 +152,6 @@ def make_captions(
         raise DataError(f'{split.dataset.directory}: split "{split.name}" has no captions.')
     dense = {name: split.text_feature(name) for name in inputs.text if name != "token"}
     return Captions(captions, vocabulary, config.data.lengths, dense)
-
-
-def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inputs) -> Vocabulary | None:
-    """The vocabulary of a run folder that belongs to this config and data, or a new one from the training captions;
-    None for a system that reads no tokens.
-
-    Raises:
-        CheckpointError: the folder holds a run of another config, or something else.
-        DataError: the data set has changed since the run was started.
-    """
-    if (workdir / "config.json").is_file():
-        configs.check_same(configs.read(workdir), config, workdir)
-        check_identity(workdir, identity_of(config, dataset, inputs), dataset)
-        return read_vocabulary(workdir)
-    if workdir.exists() and any(workdir.iterdir()):
-        raise CheckpointError(f"{workdir} is not empty and not a run folder; choose another --workdir.")
-    if "token" not in inputs.text:
-        return None
-    captions = dataset.split("train").captions
-    return Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
-
-
-def read_vocabulary(workdir: Path) -> Vocabulary | None:
-    """The vocabulary of a run folder; None where the run has none."""
-    known = json.loads((workdir / "run.json").read_text()).get("vocabulary")
-    return Vocabulary.load(workdir / "vocabulary.json") if known else None
-
-
-def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, Any]:
-    """What a run must find again: its data, the dense text vectors that it reads, and the user's model file."""
-    dense = {name: dataset.manifest["text_features"][name] for name in inputs.text if name != "token"}
-    identity: dict[str, Any] = {"data": dataset.identity}
-    if dense:
-        identity["text"] = json.loads(json.dumps(dense))
-    if config.model.name.endswith(".py"):
-        identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
-    return identity
-
-
-def check_identity(workdir: Path, now: Mapping[str, Any], dataset: Dataset) -> None:
-    """Refuse to go on with other data or another model file than the run was started with."""
-    then = json.loads((workdir / "run.json").read_text())
-    if then["data"] != now["data"] or then.get("text") != now.get("text"):
-        raise DataError(
-            f"{dataset.directory} has changed since {workdir} was started; restore it or start a new --workdir."
-        )
-    if then.get("model") != now.get("model"):
-        raise CheckpointError(
-            f"The model file has changed since {workdir} was started; restore it or start a new --workdir."
-        )
-
-
-def claim_workdir(
-    workdir: Path, config: Config, dataset: Dataset, inputs: Inputs, vocabulary: Vocabulary | None
-) -> None:
-    """Make the run folder, once all of the config has proved usable."""
-    target = workdir / "config.json"
-    processes.wait("run folder seen")  # by all: in the middle of the making it would look like a stranger's
-    if processes.first() and not target.is_file():
-        workdir.mkdir(parents=True, exist_ok=True)
-        identity = identity_of(config, dataset, inputs)
-        if vocabulary is not None:
-            vocabulary.save(workdir / "vocabulary.json")
-            identity["vocabulary"] = vocabulary.sha256
-        (workdir / "run.json").write_text(json.dumps(identity, indent=1) + "\n")
-        configs.save(config, target)  # last: a folder with a config has all the rest
-    processes.wait("run folder made")
-    processes.check_shared(target)
 
 
 # The stages
@@ -242,7 +205,44 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
     return Objective(rank_loss, options, weights, mask, block, mesh, extras, config.chunk)
 
 
+def schedule_of(stage: Stage) -> optax.Schedule:
+    """The learning rate of a stage by the steps that its optimiser has done."""
+    steps, per_epoch = stage.stop - stage.start, stage.pipeline.steps_per_epoch
+    return schedules.learning_rate(stage.config.optim, steps=steps, per_epoch=per_epoch)
+
+
+def stage_optimiser(stage: Stage, params: Any) -> Any:
+    """The optax transform of a stage. Raises UsageError for rules that do not fit the parameters."""
+    return make_optimiser(stage.config.optim, params, schedule_of(stage))
+
+
 # Initial values
+
+
+def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, params: Any) -> Any:
+    """``params`` with word vectors and the parameters of another run, where the config asks for them.
+
+    Raises:
+        UsageError: a system without words.
+        DataError: word vectors that are missing or do not fit.
+        CheckpointError: the other run is missing, damaged, or does not fit.
+    """
+    if config.data.word_vectors:
+        params = with_word_vectors(params, config.data.word_vectors, vocabulary, model.word_tables)
+    source = config.init.workdir
+    if not source:
+        return params
+    other = Path(source)
+    saved, theirs = configs.read(other), folder.read_vocabulary(other)
+    if theirs and vocabulary and theirs.words != vocabulary.words and not config.init.skip:
+        raise CheckpointError(
+            f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
+            f"{vocabulary.sha256[:8]} ({len(vocabulary):,}); name the embedding in --config.init.skip to leave it at "
+            "its initial value, or train on the same captions."
+        )
+    checkpoints = Checkpoints(other, read_only=True)
+    tree = checkpoints.restore_model(checkpoints.best())
+    return warm_start(params, tree["ema"] if saved.ema else tree["params"], skip=config.init.skip, where=source)
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary | None, tables: str) -> Any:

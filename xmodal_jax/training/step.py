@@ -153,9 +153,12 @@ def loss_fn(
             matched, hardest = losses.violations(scores, positive, where)
         real = pairing.real()
         count, rows = jnp.sum(real), jnp.isfinite(hardest)
+        # Captions whose image scores another caption within the margin of theirs; of a loss without one, higher
+        violated = hardest[pairing.row] + options.get("margin", 0.0) > matched
         metrics |= {
             "pairs": count,
             "loss_per_pair": terms["rank"] / jnp.maximum(count, 1),
+            "violations": jnp.sum(real & violated) / jnp.maximum(count, 1),
             "score_positive": jnp.sum(jnp.where(real, matched, 0.0)) / jnp.maximum(count, 1),
             "score_hardest": jnp.sum(jnp.where(rows, hardest, 0.0)) / jnp.maximum(jnp.sum(rows), 1),
         }

@@ -40,11 +40,11 @@ def main(args: argparse.Namespace) -> int:
     print(f"1/5 data: {images:,} rendered pictures with 5 captions each in {data}", flush=True)
     scenes.make(data, images, args.seed)
     print(f"2/5 train: xmodal train --config {spec} --workdir {workdir} {' '.join(overrides)}", flush=True)
-    trainer = Trainer(setup.setup(configs.load(spec, overrides), workdir))
+    parts = setup.setup(configs.load(spec, overrides), workdir)
     try:
-        code = trainer.run()
+        code = Trainer(parts).run()
     finally:
-        trainer.checkpoints.close()
+        parts.close()
     if code:
         return code
     print("3/5 evaluate on test", flush=True)
@@ -100,7 +100,7 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
         "config": f"`{run.workdir / 'config.json'}`",
         "data": f"`{run.dataset.directory}`, manifest {run.dataset.manifest['sha256'][:12]}",
         "vocabulary": f"{run.facts.vocabulary:,} words",
-        "selected": f"step {step:,}, best dev rsum {run.checkpoints.rsum(step) or 0:.1f}",
+        "selected": f"step {step:,}, best {run.checkpoints.reached(step)}",
         "word-region accuracy": accuracy,
         "time to here": clock(seconds),
         "python": sys.version.split()[0],

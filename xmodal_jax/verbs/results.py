@@ -43,7 +43,8 @@ def records_of(path: Path, split: str) -> list[Record]:
 def chosen(workdir: Path, split: str) -> Path | None:
     """Of a run's evaluations on a split, that of the step which is best on dev by the run's log; without a log the last
     one. The split itself has no say."""
-    files = {int(file.stem.removeprefix(f"{split}-")): file for file in (workdir / "eval").glob(f"{split}-[0-9]*.json")}
+    ours = re.compile(rf"{re.escape(split)}-([0-9]+)\.json")
+    files = {int(m[1]): file for file in (workdir / "eval").iterdir() if (m := ours.fullmatch(file.name))}
     dev = {line["step"]: line["dev_rsum"] for line in log.read(workdir / "metrics.jsonl") if "dev_rsum" in line}
     return files[max(files, key=lambda step: (dev.get(step, -1.0), step))] if files else None
 
@@ -90,13 +91,14 @@ def about(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     overrides = given | ({"seed": str(config.seed)} if config.seed else {})
     words = [argument, *(shlex.quote(f"--config.{key}={value}") for key, value in overrides.items())]
     lines = log.read(workdir / "metrics.jsonl")
+    data = content["data"] if "trained_on" in content else Path(config.data.dir).name
     return {
         **found,
         "system": Path(config.model.name).stem,
         "config": argument,
         "options": " ".join(f"{key}={value}" for key, value in given.items()),
         "command": f"xmodal train --config {' '.join(words)}" if ":" in argument else "",
-        "data": f"{Path(config.data.dir).name}{split}, {config.model.get('feature', 'global')}",
+        "data": f"{data}{split}, {config.model.get('feature', 'global')}",
         "seed": (config.seed,),
         "steps": (lines[-1]["step"],) if lines else (),
         "state": "finished" if (workdir / "finished.json").is_file() else "not finished",

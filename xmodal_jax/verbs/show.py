@@ -16,11 +16,12 @@ def describe(workdir: Path) -> None:
     for key, value in sorted(configs.flatten(config).items()):
         print(f"{key} = {json.dumps(value)}")
     lines = log.read(workdir / "metrics.jsonl")
-    rated = [(line["dev_rsum"], line["step"]) for line in lines if "dev_rsum" in line]
+    rated = [(line["dev_rsum"], line["step"], line.get("dev_images")) for line in lines if "dev_rsum" in line]
     state = "finished" if (workdir / "finished.json").is_file() else "not finished"
     print(f"# {state}; last logged step {lines[-1]['step']:,}" if lines else "# nothing logged yet")
     if rated:
-        print("# best dev rsum {:.1f} at step {:,}".format(*max(rated)))
+        rsum, step, images = max(rated, key=lambda line: line[:2])
+        print(f"# best dev rsum {rsum:.1f} at step {step:,}" + (f" on {images:,.0f} images" if images else ""))
 
 
 def main(args: argparse.Namespace) -> int:

@@ -44,7 +44,9 @@ def add_eval(verbs) -> None:
         help="fold5: mean over five folds of 1,000 images",
     )
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
-    parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+    parser.add_argument(
+        "--data", type=Path, help="the data set where it has moved since training, or another, kept in a record apart"
+    )
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")

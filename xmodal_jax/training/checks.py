@@ -1,0 +1,187 @@
+"""What the values of a config may be: one table of keys, asked before anything of a run is made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from xmodal_jax import config as configs
+from xmodal_jax import losses
+from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.recurrent import CELLS
+from xmodal_jax.similarity import FOVEAS, MATCH_POOLS, NORMS, POOLS
+from xmodal_jax.training.parallel import RUNNERS
+from xmodal_jax.training.schedules import KINDS
+from xmodal_jax.types import Config
+
+
+class Check(NamedTuple):
+    """A condition on the value of a key, and its words after "it must be"."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(least: float) -> Check:
+    return Check(lambda value: math.isfinite(value) and value >= least, f"at least {least:g}")
+
+
+def among(*names: str) -> Check:
+    return Check(lambda value: value in names, f"one of {', '.join(names)}")
+
+
+def regular(pattern: str) -> bool:
+    """Whether a pattern is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def is_rule(rule: Mapping[str, Any]) -> bool:
+    """Whether an optimiser rule has a pattern, and factors that are not negative."""
+    factors = [rule[key] for key in set(rule) - {"match"}]
+    known = set(rule) <= {"match", "lr", "decay"}
+    return known and regular(rule["match"]) and all(math.isfinite(factor) and factor >= 0 for factor in factors)
+
+
+COUNT, FROM_0 = at_least(1), at_least(0)
+ABOVE_0 = Check(lambda value: math.isfinite(value) and value > 0, "above 0")
+SHARE = Check(lambda value: 0 <= value < 1, "at least 0 and below 1")
+FINITE = Check(math.isfinite, "a finite number")
+EPOCHS = Check(lambda value: all(math.isfinite(x) and x > 0 for x in value), "epochs above 0, (15.0,) say")
+
+TABLE = {
+    "seed": Check(lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "epochs": ABOVE_0,
+    "steps": FROM_0,
+    "ema": SHARE,
+    "parallel": among(*RUNNERS),
+    "block": Check(lambda v: len(v) in (0, 3) and all(int(x) == x > 0 for x in v), "() or (images, captions, pairs)"),
+    "chunk": FROM_0,
+    "data.batch_size": COUNT,
+    "data.sampler": among("captions", "images", "pairs", "length_buckets"),
+    "data.captions_per_image": COUNT,
+    "data.lengths": Check(
+        lambda value: len(value) > 0 and all(int(x) == x >= 3 for x in value), "lengths of at least 3, (16, 32) say"
+    ),
+    "data.minimum_count": COUNT,
+    "data.dev_images": FROM_0,
+    "loss.name": among(*losses.LOSSES),
+    "loss.margin": FROM_0,
+    "loss.hardness": Check(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "loss.warmup_epochs": FROM_0,
+    "loss.anneal": SHARE,
+    "loss.hinge_power": ABOVE_0,
+    "loss.k": COUNT,
+    "loss.i2t_weight": FROM_0,
+    "loss.t2i_weight": FROM_0,
+    "loss.text_weight": FROM_0,
+    "loss.image_weight": FROM_0,
+    "weights.*": FROM_0,
+    "optim.name": among("adam", "adamw", "adamax", "sgd"),
+    "optim.lr": FROM_0,
+    "optim.warmup_steps": FROM_0,
+    "optim.schedule.kind": among(*KINDS),
+    "optim.schedule.at": EPOCHS,
+    "optim.schedule.at_steps": Check(lambda value: all(x >= 0 for x in value), "steps of at least 0"),
+    "optim.schedule.line": Check(
+        lambda value: len(value) == 3 and min(value) >= 0 and value[2] >= 2, "(first, last, steps), 2 steps or more"
+    ),
+    "optim.schedule.every": ABOVE_0,
+    "optim.schedule.factor": ABOVE_0,
+    "optim.schedule.end": FROM_0,
+    "optim.b1": SHARE,
+    "optim.b2": SHARE,
+    "optim.eps": ABOVE_0,
+    "optim.momentum": SHARE,
+    "optim.weight_decay": FROM_0,
+    "optim.clip_norm": FROM_0,
+    "optim.clip_tensor_norm": FROM_0,
+    "optim.clip_value": FROM_0,
+    "optim.rules": Check(
+        lambda value: len(value) > 0 and all(map(is_rule, value)),
+        'rules {"match": regular expression, "lr": factor, "decay": factor}, factors at least 0',
+    ),
+    "init.skip": Check(lambda value: not isinstance(value, str) and all(map(regular, value)), "regular expressions"),
+    "eval.every_epochs": ABOVE_0,
+    "eval.every_steps": FROM_0,
+    "eval.batch_size": COUNT,
+    "checkpoint.keep": COUNT,
+    "checkpoint.every_steps": FROM_0,
+    "log.every_steps": COUNT,
+    "collapse.warn_steps": FROM_0,
+    "collapse.stop_steps": FROM_0,
+}
+
+# Of the systems of the package; a model file of the user's has fields of its own. A system's own key comes first.
+MODEL = {
+    "model.*_dim": COUNT,
+    "model.*filters": COUNT,
+    "model.pieces": COUNT,
+    "model.layers": COUNT,
+    "model.regions": COUNT,
+    "model.steps": COUNT,
+    "model.heads": FROM_0,
+    "model.dropout": SHARE,
+    "model.region_drop": SHARE,
+    "model.drop_region": SHARE,
+    "model.touch_word": SHARE,
+    "model.smooth": ABOVE_0,
+    "model.temperature": ABOVE_0,
+    "model.lse": ABOVE_0,
+    "model.scale": FROM_0,
+    "model.bias": FINITE,
+    "model.dtype": among("float32", "bfloat16", "float16"),
+    "model.direction": among("t2i", "i2t"),
+    "model.norm": among(*NORMS),
+    "model.measure": among("dot", "cosine", "euclidean", "order", "order_root"),
+    "model.cell": among(*CELLS),
+    "model.reasoning": among("sgr", "saf"),
+    "model.relation": among("sum_max", "defrag"),
+    "model.bn_position": among("hidden", "output"),
+    "scan.pool": among(*POOLS),
+    "chan.pool": among(*MATCH_POOLS),
+    "adapt.pool": among(*FOVEAS),
+    "chain.pooling": among("max", "mean"),
+    "chain.variant": among("code", "paper"),
+    "vse.text": among("gru", "bow"),
+}
+
+
+def check(config: Config) -> None:
+    """Hold every value of a config, and of each of its stages, against the table.
+
+    Raises:
+        UsageError: one that cannot be; it names key, value and what the value must be.
+    """
+    _check(config, "config")
+    if config.stages:
+        for number, stage in enumerate(configs.stages(config)):
+            _check(stage, f"config.stages[{number}]")
+
+
+def _check(config: Config, place: str) -> None:
+    for key, value in configs.flatten(config).items():
+        condition = find(key, str(config.model.name))
+        try:
+            good = condition is None or condition.holds(value)
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+            good = False
+        if condition is not None and not good:
+            shown = f'"{value}"' if isinstance(value, str) else f"{value}"
+            raise UsageError(f"{place}.{key} is {shown}; it must be {condition.words}.")
+
+
+def find(key: str, model: str) -> Check | None:
+    """The condition on a key of a config with the system ``model``; None where there is none."""
+    tables = (TABLE,) if model.endswith(".py") else (TABLE, MODEL)
+    names = (key, key.replace("model.", f"{model}.", 1))
+    for name in names:
+        for pattern, condition in (item for table in tables for item in table.items()):
+            if re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name):
+                return condition
+    return None
