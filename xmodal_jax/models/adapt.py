@@ -19,7 +19,7 @@ from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import fovea, l2_normalise
+from xmodal_jax.similarity import AnyArray, fovea, l2_normalise
 from xmodal_jax.types import Fragments, Images, Inputs, Texts
 
 WORDS = 34  # positions of a caption that the released i2t model reads
@@ -40,7 +40,7 @@ class Conditioner(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, feature: jax.Array, mask: jax.Array, item: jax.Array, *, train: bool) -> Filter:
+    def __call__(self, feature: AnyArray, mask: AnyArray, item: AnyArray, *, train: bool) -> Filter:
         whole = mean_pool(feature, mask)
         init = uniform(self.size**-0.5)
         gamma, beta = (
@@ -65,7 +65,7 @@ class Filtered(nn.Module):
     limit: int | None = None
 
     @nn.compact
-    def __call__(self, feature: jax.Array, mask: jax.Array, item: jax.Array, *, train: bool) -> Fragments:
+    def __call__(self, feature: AnyArray, mask: AnyArray, item: AnyArray, *, train: bool) -> Fragments:
         feature, mask = feature[:, : self.limit], mask[:, : self.limit]
         mask = jnp.ones_like(mask) if self.padding else mask
         real = mask & item[:, None]  # rows that only fill up the batch never count

@@ -20,7 +20,7 @@ from xmodal_jax.layers.image import survivors
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import l2_normalise, match_weights, sum_max
+from xmodal_jax.similarity import AnyArray, l2_normalise, match_weights, sum_max
 from xmodal_jax.types import Fragments, Images, Inputs, Texts
 
 
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, region: Float[Array, "b r d"], mask: Bool[Array, "b r"]) -> Float[Array, "b r d"]:
+    def __call__(self, region: Float[AnyArray, "b r d"], mask: Bool[AnyArray, "b r"]) -> Float[Array, "b r d"]:
         size = region.shape[-1]
         if size % self.heads:
             raise ValueError(f"embed_dim {size} does not divide into {self.heads} heads")
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
         query, key, value = jnp.split(joint.reshape(*region.shape[:2], 3 * self.heads, -1), 3, axis=2)
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
         out = dense(size, kernel_init=uniform(size**-0.5), name="out")(mixed.reshape(region.shape))
-        return region + out.astype(jnp.float32)
+        return jnp.asarray(region) + out.astype(jnp.float32)
 
 
 class Model(Matcher):

@@ -21,6 +21,7 @@ from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Images, Inputs, Texts
 
 POSITIONS = ("hidden", "output")
@@ -48,10 +49,10 @@ class Branch(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n f"], real: Bool[Array, " n"], *, train: bool) -> Float[Array, "n d"]:
+    def __call__(self, x: Float[AnyArray, "n f"], real: Bool[AnyArray, " n"], *, train: bool) -> Float[Array, "n d"]:
         """``real`` rows make the batch statistics."""
 
-        def linear(x: jax.Array, size: int, name: str) -> jax.Array:
+        def linear(x: AnyArray, size: int, name: str) -> jax.Array:
             return xavier(size, self.dtype, name=name)(x).astype(jnp.float32)
 
         def norm(x: jax.Array) -> jax.Array:
@@ -119,5 +120,5 @@ class Model(Matcher):
         vector = jnp.asarray(text.feature[self.text], jnp.float32)
         return self.text_branch(vector, jnp.asarray(text.id) >= 0, train=train), None
 
-    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+    def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
         return similarity.euclidean(image, text)

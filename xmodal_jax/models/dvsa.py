@@ -47,12 +47,12 @@ class Recurrence(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "c w h"], mask: Bool[Array, "c w"]) -> Float[Array, "c w h"]:
+    def __call__(self, inputs: Float[AnyArray, "c w h"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c w h"]:
         size = inputs.shape[-1]
         matrix = self.param("kernel", uniform(size**-0.5), (size, size)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (size,))
 
-        def step(hidden: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        def step(hidden: AnyArray, now: tuple[Array, Array]) -> tuple[Array, Array]:
             entry, real = now
             product = jnp.dot(hidden.astype(self.dtype), matrix, preferred_element_type=jnp.float32)
             after = jnp.where(real[:, None], jax.nn.relu(entry + product + bias), hidden)
@@ -82,7 +82,9 @@ class BRNN(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, words: Float[Array, "c w f"], mask: Bool[Array, "c w"], *, train: bool) -> Float[Array, "c w d"]:
+    def __call__(
+        self, words: Float[AnyArray, "c w f"], mask: Bool[AnyArray, "c w"], *, train: bool
+    ) -> Float[Array, "c w d"]:
         def layer(size: int, name: str, x: Array) -> Array:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             dense = nn.Dense(
@@ -90,7 +92,7 @@ class BRNN(nn.Module):
             )
             return jax.nn.relu(dense(x).astype(jnp.float32))
 
-        entry = layer(self.hidden, "input", words)
+        entry = layer(self.hidden, "input", jnp.asarray(words))
         ahead = Recurrence(dtype=self.dtype, name="forward")(entry, mask)
         back = Recurrence(reverse=True, dtype=self.dtype, name="backward")(entry, mask)
         return jnp.where(mask[..., None], layer(self.size, "output", ahead + back), 0.0)

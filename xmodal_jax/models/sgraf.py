@@ -22,7 +22,7 @@ from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
-from xmodal_jax.similarity import l2_normalise
+from xmodal_jax.similarity import AnyArray, l2_normalise
 from xmodal_jax.types import Batch, Fragments, Images, Inputs, Texts
 
 
@@ -39,7 +39,7 @@ def linear(size: int, dtype: Any, name: str | None = None) -> nn.Dense:
     return xavier(size, dtype, dot_general=dot, name=name)
 
 
-def product(spec: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+def product(spec: str, a: AnyArray, b: AnyArray, dtype: Any) -> jax.Array:
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
 
@@ -49,11 +49,11 @@ class SelfAttention(nn.Module):
     dropout: float
     dtype: Any
 
-    def normalise(self, local: jax.Array, mean: jax.Array, real: jax.Array, *, train: bool) -> tuple[Any, Any]:
+    def normalise(self, local: AnyArray, mean: AnyArray, real: AnyArray, *, train: bool) -> tuple[Any, Any]:
         return local, mean
 
     @nn.compact
-    def __call__(self, part: Fragments, item: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, part: Fragments, item: AnyArray, *, train: bool) -> jax.Array:
         """``item [N]`` is False for padding rows of the batch."""
         (feature, mask), size = part, part.feature.shape[-1]
         local = linear(size, self.dtype, "local")(feature)
@@ -69,7 +69,7 @@ class VisualSelfAttention(SelfAttention):
 
     regions: int = 36
 
-    def normalise(self, local: jax.Array, mean: jax.Array, real: jax.Array, *, train: bool) -> tuple[Any, Any]:
+    def normalise(self, local: AnyArray, mean: AnyArray, real: AnyArray, *, train: bool) -> tuple[Any, Any]:
         if local.shape[1] > self.regions:
             raise UsageError(f"Images have up to {local.shape[1]} regions, config.model.regions is {self.regions}.")
         by_region, by_feature = BatchNorm(self.regions, name="local_norm"), BatchNorm(mean.shape[1], name="mean_norm")
@@ -84,7 +84,7 @@ class Graph(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, nodes: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, nodes: AnyArray, mask: AnyArray, *, train: bool = False) -> jax.Array:
         for step in range(self.steps):
             query, key, out = (
                 linear(nodes.shape[-1], self.dtype, f"{name}_{step}") for name in ("query", "key", "out")
@@ -92,7 +92,7 @@ class Graph(nn.Module):
             logit = product("...qk,...tk->...qt", query(nodes), key(nodes), self.dtype)
             edge = masked_softmax(logit, mask[..., None, :])
             nodes = jax.nn.relu(out(product("...qt,...tk->...qk", edge, nodes, self.dtype)))
-        return nodes[..., 0, :]
+        return jnp.asarray(nodes)[..., 0, :]
 
 
 class Filter(nn.Module):
@@ -101,7 +101,7 @@ class Filter(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, nodes: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, nodes: AnyArray, mask: AnyArray, *, train: bool = False) -> jax.Array:
         gate = BatchNorm(1, name="norm")(linear(1, self.dtype, "gate")(nodes), mask[..., None], train=train)[..., 0]
         gate = jnp.where(mask, jax.nn.sigmoid(gate), 0.0)
         gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-8)

@@ -21,6 +21,7 @@ from xmodal_jax.layers.recurrent import StackedGRU, last_state
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.losses import tokens
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Batch, Images, Inputs, Texts
 
 
@@ -69,7 +70,7 @@ class Model(Matcher):
         sentence = jnp.concatenate([last_state(layer, text.mask) for layer in states], axis=-1)
         return similarity.l2_normalise(self.text_projection(sentence).astype(jnp.float32)), None
 
-    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+    def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
         return similarity.dot(image, text)
 
     def aux(self, batch: Batch, image: Any, text: Any, *, train: bool) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.scale import Scale
 from xmodal_jax.layers.text import BagOfWords, GRUText
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Images, Inputs, Texts
 
 
@@ -84,5 +85,5 @@ class Model(Matcher):
         embedding = similarity.l2_normalise(self.text_encoder(text.token, text.mask))
         return (jnp.abs(embedding) if self.absolute else embedding), None
 
-    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+    def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
         return self.scaled(self.similarity(image, text))

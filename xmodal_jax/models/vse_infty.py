@@ -20,6 +20,7 @@ from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU, uniform
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.similarity import AnyArray
 from xmodal_jax.text.vocabulary import END, START
 from xmodal_jax.types import Images, Inputs, Texts
 
@@ -28,9 +29,9 @@ DELETED, RANDOM = 0.4, 0.1
 
 
 def touch_words(
-    key: jax.Array,
-    token: Int[Array, "c w"],
-    mask: Bool[Array, "c w"],
+    key: AnyArray,
+    token: Int[AnyArray, "c w"],
+    mask: Bool[AnyArray, "c w"],
     *,
     rate: float,
     ends: bool,
@@ -52,10 +53,10 @@ def touch_words(
     return jnp.take_along_axis(token, order, axis=1), jnp.take_along_axis(kept, order, axis=1)
 
 
-def with_zero_rows(mask: Bool[Array, "b r"]) -> Bool[Array, "b r"]:
+def with_zero_rows(mask: Bool[AnyArray, "b r"]) -> Bool[Array, "b r"]:
     """``mask`` and as many rows of padding as bring each image to the region count of the batch's largest."""
     count = jnp.sum(mask, axis=1, keepdims=True)
-    return (mask | (jnp.cumsum(~mask, axis=1) <= jnp.max(count) - count)) & (count > 0)
+    return (jnp.asarray(mask) | (jnp.cumsum(~mask, axis=1) <= jnp.max(count) - count)) & (count > 0)
 
 
 class RegionMLP(nn.Module):
@@ -67,7 +68,7 @@ class RegionMLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, region: Float[Array, "b r f"], counted: Bool[Array, "b r"], *, train: bool
+        self, region: Float[AnyArray, "b r f"], counted: Bool[AnyArray, "b r"], *, train: bool
     ) -> Float[Array, "b r d"]:
         def linear(x: Any, size: int, name: str) -> Any:
             init = uniform(x.shape[-1] ** -0.5)
@@ -147,5 +148,5 @@ class Model(Matcher):
         states = self.text_gru(self.embed(token), mask)
         return similarity.l2_normalise(self.text_pool(states, mask)), None
 
-    def score(self, image: Float[Array, "b d"], text: Float[Array, "c d"]) -> Float[Array, "b c"]:
+    def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
         return similarity.dot(image, text)
