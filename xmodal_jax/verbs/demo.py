@@ -15,7 +15,7 @@ from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
 from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.evaluation.vote import Member, rank_split
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
@@ -78,7 +78,8 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     variables, weights = run.variables(step)
     images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
     member = Member(run.evaluator.score, variables, images, texts)
-    result = rank_table([member], captions.image, reader.count, protocol="auto", weights=weights)
+    ranking = rank_split([member], captions.image, reader.count, protocol="auto", weights=weights)
+    result = ranking.table()
     title = f"SCAN on scenes, {reader.count:,} test images, step {step:,}"
     table.to_screen(result, title=title, chance=True)
     count = min(4, reader.count)
