@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xmodal_jax import digest
@@ -16,6 +16,7 @@ from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import ranks_file, speak, table
 from xmodal_jax.evaluation.run import Run
+from xmodal_jax.evaluation.speak import Said
 from xmodal_jax.evaluation.vote import Ranking, rank_split, scaled
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.noise import noisy
@@ -28,21 +29,36 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     and Markdown, beside the ranks of all queries, and to ``args.json``."""
     split = args.split
     ranking = run.rank(step, split, args.protocol)
+    said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
+    record(run, step, split, ranking, said, copy=args.json)
+
+
+def record(
+    run: Run,
+    step: int,
+    split: str,
+    ranking: Ranking,
+    said: Sequence[Said] = (),
+    *,
+    chance: bool = False,
+    copy: Path | None = None,
+) -> table.Table:
+    """Print and keep what :func:`report` measured, with the row of a random ranking by ``chance``; gives the table."""
     result = ranking.table()
     reached = run.checkpoints.reached(step)
     chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
-    table.to_screen(result, title=title)
+    table.to_screen(result, title=title, chance=chance)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}
     markdown = table.to_markdown(result, title=title)
-    said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     if said:
         print(*speak.to_lines(said), sep="\n")
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
         markdown += "\n" + speak.to_markdown(said)
     text = json.dumps(content, indent=1) + "\n"
     files = {f"{split}-{step}.json": text, f"{split}-{step}.md": markdown, **ranks_of(run, step, split, ranking)}
-    keep(run, files, args.json, text)
+    keep(run, files, copy, text)
+    return result
 
 
 def ranks_of(run: Run, step: int, split: str, ranking: Ranking) -> dict[str, bytes]:

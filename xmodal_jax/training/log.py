@@ -29,6 +29,7 @@ class Log:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
         digest.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.began -= kept[-1].get("wall_s", 0.0) if kept else 0.0  # the clock of a resumed run goes on
         if start == 0:
             overview(params, workdir / "parameters.txt")
         if config.log.tensorboard:
@@ -94,8 +95,13 @@ def overview(params: Any, path: Path) -> None:
     digest.write(path, parameter_overview.get_parameter_overview(params) + "\n")
 
 
+def plateau(loss: Config) -> float:
+    """What a pair costs where all scores are equal and the hardest negatives count: 2 * margin ** hinge_power."""
+    return 2.0 * loss.margin ** loss.get("hinge_power", 1.0)
+
+
 class CollapseDetector:
-    """Watches for the plateau of hardest-negative training, where all scores are equal and each pair costs 2 * margin.
+    """Watches for the plateau of hardest-negative training, where all scores are equal, see :func:`plateau`.
 
     Warns after ``collapse.warn_steps`` steps within 0.1 % of it, once, and stops after ``collapse.stop_steps``.
     """

@@ -31,11 +31,11 @@ def main(args: argparse.Namespace) -> int:
             print(f"# {workdir}")
         describe(workdir)
     if args.curves:
-        from xmodal_jax.verbs import report
+        from xmodal_jax.verbs import curves
 
         if len(args.workdir) == 1:
-            report.draw_curves(args.workdir[0], args.curves)
+            curves.draw(args.workdir[0], args.curves)
         else:
-            report.draw_comparison(args.workdir, args.curves)
+            curves.draw_comparison(args.workdir, args.curves)
         print(f"# curves: {args.curves}")
     return 0
