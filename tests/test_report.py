@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from xmodal_jax import cli
 from xmodal_jax import config as configs
 from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.vote import Member, Ranking
@@ -173,3 +174,30 @@ def test_the_right_answer_is_shown_with_its_rank_where_it_is_not_among_the_first
     assert titles == ["right: rank 3"]
     words = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
     assert "3. one" in words and "1. two" in words and "2. two" not in words
+
+
+# What is shown of runs
+
+
+def test_several_runs_are_shown_by_what_differs_and_each_key_once(tmp_path, capsys):
+    a = run_folder(tmp_path / "a", LINES, "optim.lr=0.001")
+    b = run_folder(tmp_path / "b", [], "seed=3", "collapse.warn_steps=7")
+    assert cli.run(["show", str(a), str(b), str(tmp_path / "b" / ".." / "a")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("/a: not finished; last logged step 60; best dev rsum 95.0 at step 50")
+    assert lines[1].endswith("/b: nothing logged yet")
+    start, end = lines.index("# what differs"), lines.index("# what is the same")
+    rows = [line.split() for line in lines[start + 1 : end]]
+    assert rows == [
+        ["1", "2"],
+        ["collapse.warn_steps", "500", "7"],
+        ["optim.lr", "0.001", "0.0002"],
+        ["seed", "0", "3"],
+    ]
+    keys = [line.split()[0] for line in lines[start + 2 : end] + lines[end + 1 :]]
+    assert sorted(keys) == sorted(configs.flatten(configs.read(a)))
+    other = run_folder(tmp_path / "c", [], "optim.lr=0.001")
+    assert cli.run(["show", str(a), str(other)]) == 0
+    assert "# the configs are the same" in capsys.readouterr().out
+    assert cli.run(["show", str(a), str(a)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("block = ")

@@ -104,7 +104,7 @@ def add_baseline(verbs) -> None:
 
 def add_show(verbs) -> None:
     parser = verb(verbs, "show", "verbs.show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
-    parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several to compare")
+    parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several for what differs")
     parser.add_argument("--curves", type=Path, help="draw loss and dev recall to this picture")
 
 
