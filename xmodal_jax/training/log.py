@@ -95,32 +95,35 @@ def overview(params: Any, path: Path) -> None:
     digest.write(path, parameter_overview.get_parameter_overview(params) + "\n")
 
 
-def plateau(loss: Config) -> float:
-    """What a pair costs where all scores are equal and the hardest negatives count: 2 * margin ** hinge_power."""
-    return 2.0 * loss.margin ** loss.get("hinge_power", 1.0)
+def plateau(loss: Mapping[str, Any]) -> float:
+    """What a pair costs where all scores are equal and the hardest negatives count: one hinge of the margin each way,
+    2 * margin ** hinge_power."""
+    return 2.0 * loss["margin"] ** loss.get("hinge_power", 1.0)
 
 
 class CollapseDetector:
     """Watches for the plateau of hardest-negative training, where all scores are equal, see :func:`plateau`.
 
-    Warns after ``collapse.warn_steps`` steps within 0.1 % of it, once, and stops after ``collapse.stop_steps``.
+    Margin and power are those of the step, as stages may change them, or of the config where the step has none. Warns
+    after ``collapse.warn_steps`` steps within 0.1 % of it, once, and stops after ``collapse.stop_steps``.
     """
 
     def __init__(self, config: Config):
         self.warn, self.stop = config.collapse.warn_steps, config.collapse.stop_steps
-        self.margin, self.stuck, self.warned = config.loss.margin, 0, False
+        self.loss, self.stuck, self.warned = dict(config.loss), 0, False
 
     def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """Count a step. Raises NumericError where training has not left the plateau for ``stop_steps``."""
-        plateau = 2.0 * self.margin
+        loss = {**self.loss, **metrics}
+        level, power = plateau(loss), loss.get("hinge_power", 1.0)
         per_pair = metrics.get("loss_per_pair")
-        on_it = per_pair is not None and abs(per_pair - plateau) <= 1e-3 * plateau and metrics.get("hardness") == 1.0
+        on_it = per_pair is not None and abs(per_pair - level) <= 1e-3 * level and metrics.get("hardness") == 1.0
         self.stuck = self.stuck + 1 if on_it else 0
         text = (
-            f"Loss has been within 0.1 % of 2 * margin a pair for {self.stuck:,} steps (step {step:,}): embeddings "
-            f"have collapsed (own pairs score {metrics.get('score_positive', 0):.4f}, hardest negatives "
-            f"{metrics.get('score_hardest', 0):.4f}). Try --config.loss.warmup_epochs=1 (sum of hinges first) or a "
-            "lower rate."
+            f"Loss has been within 0.1 % of 2 * margin{'' if power == 1 else f' ** {power:g}'} a pair for "
+            f"{self.stuck:,} steps (step {step:,}): embeddings have collapsed (own pairs score "
+            f"{metrics.get('score_positive', 0):.4f}, hardest negatives {metrics.get('score_hardest', 0):.4f}). Try "
+            "--config.loss.warmup_epochs=1 (sum of hinges first) or a lower rate."
         )
         if self.stop and self.stuck >= self.stop:
             raise NumericError(text)
