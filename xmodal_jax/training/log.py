@@ -1,4 +1,4 @@
-"""What a run says: JSONL always, TensorBoard through clu where asked, the parameter overview, collapse in words."""
+"""What a run says: JSONL always, TensorBoard and a tracker where asked, the parameter overview, collapse in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from xmodal_jax import digest
 from xmodal_jax.errors import CheckpointError, NumericError
+from xmodal_jax.training.trackers import Tracker
 from xmodal_jax.types import Config
 
 
@@ -24,7 +25,7 @@ class Log:
     def __init__(self, workdir: Path, config: Config, start: int, params: Any, *, active: bool = True):
         self.path = workdir / "metrics.jsonl"
         self.began, self.first, self.last = time.monotonic(), start, (start, time.monotonic())
-        self.active, self.writer = active, None
+        self.active, self.writer, self.tracker = active, None, None
         if not active:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
@@ -36,13 +37,16 @@ class Log:
             from clu import metric_writers
 
             self.writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+        self.tracker = Tracker(workdir, config, start)
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.writer is not None:
             self.writer.close()
+        if self.tracker is not None:
+            self.tracker.close(failed=kind is not None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line with the step, the wall time and the mean time of the steps since the last line."""
@@ -60,6 +64,8 @@ class Log:
             raise digest.refused(self.path, error) from error
         if self.writer is not None:
             self.writer.write_scalars(step, {**extra, **values})
+        if self.tracker is not None:
+            self.tracker.write(step, {**extra, **values})
 
 
 def read(path: Path) -> list[dict[str, Any]]:
