@@ -25,7 +25,8 @@ p { margin: .3rem 0; color: var(--soft) } p.first { color: var(--ink); font-size
 div { overflow-x: auto } table { border-collapse: collapse }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: middle;
   overflow-wrap: break-word }
-th { white-space: nowrap } td.r, th.r { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+th, td.r, td:first-child { white-space: nowrap }
+td.r, th.r { text-align: right; font-variant-numeric: tabular-nums }
 td img { display: block; max-width: 80px; max-height: 80px }
 tr.marked td { color: var(--mark); font-weight: 600 }
 """
