@@ -429,5 +429,6 @@ def test_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
     report = (tmp_path / "tiny demo" / "report.md").read_text(encoding="utf-8")
     assert "word-region accuracy" in report
     pictures = re.findall(r"\]\((.+\.png)\)", report)
-    assert pictures == ["curves.png", "retrieved.png", "attention.png"]
+    assert pictures == ["curves.png", "ranks.png", "retrieved.png", "attention.png"]
+    assert "| i2t R@1 |" in (tmp_path / "tiny demo" / "bundle" / "README.md").read_text(encoding="utf-8")
     assert all((tmp_path / "tiny demo" / name).stat().st_size > 10_000 for name in pictures)

@@ -273,13 +273,32 @@ def test_features_that_turn_bad_stop_the_run_with_the_image_named(data, tmp_path
     assert not (tmp_path / "run" / "finished.json").exists()
 
 
-def test_collapse_is_warned_about_and_then_stops(tmp_path, data, capsys):
+@pytest.mark.parametrize(("power", "level"), [(1.0, "2 * margin"), (2.0, "2 * margin ** 2")])
+def test_collapse_is_warned_about_and_then_stops(tmp_path, data, capsys, power, level):
     flat = ["--config.optim.lr=0.0", "--config.collapse.warn_steps=2", "--config.collapse.stop_steps=4"]
-    # A margin this wide makes every hinge 2 * margin to within a thousandth, whatever the scores.
-    assert train(data, tmp_path / "run", *flat, "--config.loss.margin=5000.0") == 5
+    # A margin this wide makes every hinge that of equal scores to within a thousandth, whatever they are.
+    wide = ["--config.loss.margin=5000.0", f"--config.loss.hinge_power={power}"]
+    assert train(data, tmp_path / "run", *flat, *wide) == 5
     error = capsys.readouterr().err
-    assert "warning: Loss has been within 0.1 % of 2 * margin a pair for 2 steps" in error
+    assert f"warning: Loss has been within 0.1 % of {level} a pair for 2 steps" in error
     assert "--config.loss.warmup_epochs=1" in error
+
+
+def test_the_plateau_is_that_of_the_loss_itself_and_of_the_stage(capsys):
+    from ml_collections import ConfigDict
+
+    from xmodal_jax.losses.ranking import triplet
+
+    config: Any = ConfigDict({"collapse": {"warn_steps": 1, "stop_steps": 0}, "loss": {"margin": 0.2}})
+    positive, scores = np.eye(4, dtype=bool), np.full((4, 4), 0.3, np.float32)
+    for margin, power in ((0.2, 1.0), (0.2, 2.0), (0.05, 0.5)):
+        options = {"margin": margin, "hinge_power": power, "hardness": 1.0}
+        loss = float(triplet(scores, positive, margin=margin, hinge_power=power, hardness=1.0)) / 4
+        assert log.plateau(options) == pytest.approx(loss)
+        log.CollapseDetector(config).see(1, {**options, "loss_per_pair": loss})
+        assert "have collapsed" in capsys.readouterr().err
+        log.CollapseDetector(config).see(1, {**options, "loss_per_pair": 1.01 * loss})
+        assert capsys.readouterr().err == ""
 
 
 def test_watch_ends_with_the_run(data, tmp_path, capsys):

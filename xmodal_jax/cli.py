@@ -74,6 +74,7 @@ def make_parser() -> Parser:
         training.add_baseline,
         training.add_bench,
         training.add_show,
+        training.add_compare,
         training.add_results,
         training.add_doctor,
     ):

@@ -217,6 +217,14 @@ def flatten(config: Config) -> dict[str, Any]:
     return {key: _get(plain, key) for key in names(plain) if not isinstance(_get(plain, key), ConfigDict)}
 
 
+def differences(all_configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """By key, the values where configs differ in what a run computes; None where a config does not have the key."""
+    leaves = [flatten(config) for config in all_configs]
+    found = {key: [each.get(key) for each in leaves] for key in sorted(set().union(*leaves))}
+    free = (*FREE, *RETIRED)
+    return {key: v for key, v in found.items() if any(x != v[0] for x in v[1:]) and not key.startswith(free)}
+
+
 def check_same(saved: Config, new: Config, workdir: Path) -> None:
     """Raise a CheckpointError naming the keys in which a run folder's config differs from the one now given.
 

@@ -89,7 +89,7 @@ def base(data: str) -> Config:
     config.init = ConfigDict({"workdir": "", "skip": ()})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})
-    config.log = ConfigDict({"every_steps": 20, "tensorboard": True})
+    config.log = ConfigDict({"every_steps": 20, "tensorboard": True, "tracker": ""})  # or "wandb", an extra
     config.collapse = ConfigDict({"warn_steps": 500, "stop_steps": 5000})
     return config
 

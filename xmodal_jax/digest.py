@@ -25,19 +25,20 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file as a whole: it has all of ``text`` or, after a kill or a refusal, what it had before.
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole: it has all of ``content`` or, after a kill or a refusal, what it had before.
 
     Raises:
         CheckpointError: the disk refuses.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():  # /dev/stdout, say
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with unfinished.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xmodal_jax import digest
@@ -14,9 +14,10 @@ from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.errors import CheckpointError, UsageError
-from xmodal_jax.evaluation import speak, table
+from xmodal_jax.evaluation import ranks_file, speak, table
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.evaluation.vote import rank_table, scaled
+from xmodal_jax.evaluation.speak import Said
+from xmodal_jax.evaluation.vote import Ranking, rank_split, scaled
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.noise import noisy
 
@@ -25,25 +26,49 @@ NOISE = "noise.json"  # the noise curve of a run, in its folder "eval"
 
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
-    and Markdown, and to ``args.json``."""
+    and Markdown, beside the ranks of all queries, and to ``args.json``."""
     split = args.split
-    result = run.table(step, split, args.protocol)
+    ranking = run.rank(step, split, args.protocol)
+    said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
+    record(run, step, split, ranking, said, copy=args.json)
+
+
+def record(
+    run: Run,
+    step: int,
+    split: str,
+    ranking: Ranking,
+    said: Sequence[Said] = (),
+    *,
+    chance: bool = False,
+    copy: Path | None = None,
+) -> table.Table:
+    """Print and keep what :func:`report` measured, with the row of a random ranking by ``chance``; gives the table."""
+    result = ranking.table()
     reached = run.checkpoints.reached(step)
     chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
-    table.to_screen(result, title=title)
+    table.to_screen(result, title=title, chance=chance)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}
     markdown = table.to_markdown(result, title=title)
-    said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     if said:
         print(*speak.to_lines(said), sep="\n")
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
         markdown += "\n" + speak.to_markdown(said)
     text = json.dumps(content, indent=1) + "\n"
-    keep(run, {f"{split}-{step}.json": text, f"{split}-{step}.md": markdown}, args.json, text)
+    files = {f"{split}-{step}.json": text, f"{split}-{step}.md": markdown, **ranks_of(run, step, split, ranking)}
+    keep(run, files, copy, text)
+    return result
 
 
-def keep(run: Run, files: Mapping[str, str], copy: Path | None, text: str) -> None:
+def ranks_of(run: Run, step: int, split: str, ranking: Ranking) -> dict[str, bytes]:
+    """The file of ranks of an evaluation by its name."""
+    rows = run.dataset.split(split)
+    about = {**run.about, "split": split, "step": step, "system": str(run.config.model.name)}
+    return {ranks_file.file_of(split, step): ranks_file.make(ranking, rows.ids, rows.captions, about)}
+
+
+def keep(run: Run, files: Mapping[str, str | bytes], copy: Path | None, text: str) -> None:
     """Write the files of an evaluation, and ``text`` to ``copy``. Raises CheckpointError where the disk refuses."""
     folder = run.evaluations
     try:
@@ -75,7 +100,7 @@ def ensemble(args: argparse.Namespace) -> int:
         known = [part[0] for part in parts] if args.split == "dev" else [run.vote("dev")[0] for run in runs]
         members = [scaled(member, by) for member, by in zip(members, known, strict=True)]
     weights = "/".join(sorted({part[2] for part in parts}))
-    result = rank_table(members, owner, count, protocol=args.protocol, weights=weights)
+    result = rank_split(members, owner, count, protocol=args.protocol, weights=weights).table()
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
     table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")

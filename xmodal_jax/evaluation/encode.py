@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from xmodal_jax.data.pipeline import Captions, FeatureReader, image_batches, text_batches
 from xmodal_jax.errors import NumericError
 from xmodal_jax.evaluation import table
-from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.evaluation.vote import Member, rank_split
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.progress import Progress
 from xmodal_jax.similarity.pairwise import cut, fragments, lengths, pairwise
@@ -80,7 +80,7 @@ class Evaluator:
         """The recall table of a split."""
         stacks = self.representations(variables, reader, captions, quiet=quiet)
         member = Member(self.score, variables, *stacks)
-        return rank_table([member], captions.image, reader.count, protocol=protocol, weights=weights, draws=draws)
+        return rank_split([member], captions.image, reader.count, protocol=protocol, weights=weights).table(draws)
 
 
 def _stack(

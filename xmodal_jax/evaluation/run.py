@@ -14,10 +14,9 @@ from xmodal_jax import config as configs
 from xmodal_jax.data.pipeline import Captions, FeatureReader
 from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
-from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.speak import Said, Speaker, speech
-from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.evaluation.vote import Member, Ranking, rank_split
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.training import folder
 from xmodal_jax.training.checkpoint import Checkpoints, flat
@@ -29,7 +28,7 @@ from xmodal_jax.types import Config
 class Run:
     """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints."""
 
-    def __init__(self, workdir: Path, data: str | None = None):
+    def __init__(self, workdir: Path, data: str | Path | None = None):
         self.workdir = workdir
         self.config: Config = configs.read(workdir)
         self.inputs = inputs_of(self.config)
@@ -145,7 +144,7 @@ class Run:
     def __str__(self) -> str:
         return f"{self.workdir} step {self.checkpoints.best():,}"
 
-    def table(self, step: int, split: str, protocol: str) -> table.Table:
-        """The recall table of one step."""
+    def rank(self, step: int, split: str, protocol: str) -> Ranking:
+        """The ranks of all queries of a split by one step."""
         member, owner, weights = self.member(step, split)
-        return rank_table([member], owner, len(self.dataset.split(split)), protocol=protocol, weights=weights)
+        return rank_split([member], owner, len(self.dataset.split(split)), protocol=protocol, weights=weights)

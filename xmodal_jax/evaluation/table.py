@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 CUTS = (1, 5, 10)
+RECALLS = tuple(f"{way}.r{cut}" for way in ("i2t", "t2i") for cut in CUTS)
 TIES = "a tie counts against the query"
 
 
@@ -89,13 +90,14 @@ def _mean(folds: Sequence[tuple[Recall, Recall]]) -> tuple[Recall, Recall]:
     return Recall(*i2t), Recall(*t2i)
 
 
-def bootstrap(
+def resample(
     results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], draws: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of the recalls, of their sum and their mean.
+) -> Float[np.ndarray, "n 6"]:
+    """The six recalls, in the order of ``RECALLS``, of each bootstrap draw.
 
     Images are drawn with replacement, each with its captions, within each fold; galleries stay as they are. So captions
-    of one image, whose ranks hang together, are not taken for independent queries.
+    of one image, whose ranks hang together, are not taken for independent queries. The same images are drawn for every
+    system that is scored on them.
     """
     generator = np.random.default_rng(seed)
     recalls = np.zeros((draws, 6))
@@ -107,10 +109,20 @@ def bootstrap(
             times = np.bincount(generator.integers(len(i2t), size=len(i2t)), minlength=len(i2t))
             recalls[draw, :3] += times @ i2t_hits / len(i2t)
             recalls[draw, 3:] += times @ t2i_hits / (times @ number)
-    recalls *= 100 / len(results)
+    return recalls * 100 / len(results)
+
+
+def bootstrap(
+    results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], draws: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of the recalls, of their sum and their mean, see :func:`resample`."""
+    return intervals(resample(results, draws, seed))
+
+
+def intervals(recalls: Float[np.ndarray, "n 6"]) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of draws of the recalls, of their sum and their mean."""
     rsum = recalls.sum(axis=1)
-    names = [f"{way}.r{cut}" for way in ("i2t", "t2i") for cut in CUTS]
-    columns = dict(zip(names, recalls.T, strict=True)) | {"rsum": rsum, "mr": rsum / 6}
+    columns = dict(zip(RECALLS, recalls.T, strict=True)) | {"rsum": rsum, "mr": rsum / 6}
     return {name: tuple(np.percentile(column, [2.5, 97.5]).tolist()) for name, column in columns.items()}
 
 

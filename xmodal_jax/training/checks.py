@@ -14,6 +14,7 @@ from xmodal_jax.layers.recurrent import CELLS
 from xmodal_jax.similarity import FOVEAS, MATCH_POOLS, NORMS, POOLS
 from xmodal_jax.training.parallel import RUNNERS
 from xmodal_jax.training.schedules import KINDS
+from xmodal_jax.training.trackers import TRACKERS
 from xmodal_jax.types import Config
 
 
@@ -113,6 +114,7 @@ TABLE = {
     "checkpoint.keep": COUNT,
     "checkpoint.every_steps": FROM_0,
     "log.every_steps": COUNT,
+    "log.tracker": Check(lambda value: value in ("", *TRACKERS), f"empty or {' or '.join(TRACKERS)}"),
     "collapse.warn_steps": FROM_0,
     "collapse.stop_steps": FROM_0,
 }

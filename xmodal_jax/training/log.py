@@ -1,4 +1,4 @@
-"""What a run says: JSONL always, TensorBoard through clu where asked, the parameter overview, collapse in words."""
+"""What a run says: JSONL always, TensorBoard and a tracker where asked, the parameter overview, collapse in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from xmodal_jax import digest
 from xmodal_jax.errors import CheckpointError, NumericError
+from xmodal_jax.training.trackers import Tracker
 from xmodal_jax.types import Config
 
 
@@ -24,24 +25,28 @@ class Log:
     def __init__(self, workdir: Path, config: Config, start: int, params: Any, *, active: bool = True):
         self.path = workdir / "metrics.jsonl"
         self.began, self.first, self.last = time.monotonic(), start, (start, time.monotonic())
-        self.active, self.writer = active, None
+        self.active, self.writer, self.tracker = active, None, None
         if not active:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
         digest.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.began -= kept[-1].get("wall_s", 0.0) if kept else 0.0  # the clock of a resumed run goes on
         if start == 0:
             overview(params, workdir / "parameters.txt")
         if config.log.tensorboard:
             from clu import metric_writers
 
             self.writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+        self.tracker = Tracker(workdir, config, start)
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.writer is not None:
             self.writer.close()
+        if self.tracker is not None:
+            self.tracker.close(failed=kind is not None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line with the step, the wall time and the mean time of the steps since the last line."""
@@ -59,6 +64,8 @@ class Log:
             raise digest.refused(self.path, error) from error
         if self.writer is not None:
             self.writer.write_scalars(step, {**extra, **values})
+        if self.tracker is not None:
+            self.tracker.write(step, {**extra, **values})
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -94,27 +101,35 @@ def overview(params: Any, path: Path) -> None:
     digest.write(path, parameter_overview.get_parameter_overview(params) + "\n")
 
 
-class CollapseDetector:
-    """Watches for the plateau of hardest-negative training, where all scores are equal and each pair costs 2 * margin.
+def plateau(loss: Mapping[str, Any]) -> float:
+    """What a pair costs where all scores are equal and the hardest negatives count: one hinge of the margin each way,
+    2 * margin ** hinge_power."""
+    return 2.0 * loss["margin"] ** loss.get("hinge_power", 1.0)
 
-    Warns after ``collapse.warn_steps`` steps within 0.1 % of it, once, and stops after ``collapse.stop_steps``.
+
+class CollapseDetector:
+    """Watches for the plateau of hardest-negative training, where all scores are equal, see :func:`plateau`.
+
+    Margin and power are those of the step, as stages may change them, or of the config where the step has none. Warns
+    after ``collapse.warn_steps`` steps within 0.1 % of it, once, and stops after ``collapse.stop_steps``.
     """
 
     def __init__(self, config: Config):
         self.warn, self.stop = config.collapse.warn_steps, config.collapse.stop_steps
-        self.margin, self.stuck, self.warned = config.loss.margin, 0, False
+        self.loss, self.stuck, self.warned = dict(config.loss), 0, False
 
     def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """Count a step. Raises NumericError where training has not left the plateau for ``stop_steps``."""
-        plateau = 2.0 * self.margin
+        loss = {**self.loss, **metrics}
+        level, power = plateau(loss), loss.get("hinge_power", 1.0)
         per_pair = metrics.get("loss_per_pair")
-        on_it = per_pair is not None and abs(per_pair - plateau) <= 1e-3 * plateau and metrics.get("hardness") == 1.0
+        on_it = per_pair is not None and abs(per_pair - level) <= 1e-3 * level and metrics.get("hardness") == 1.0
         self.stuck = self.stuck + 1 if on_it else 0
         text = (
-            f"Loss has been within 0.1 % of 2 * margin a pair for {self.stuck:,} steps (step {step:,}): embeddings "
-            f"have collapsed (own pairs score {metrics.get('score_positive', 0):.4f}, hardest negatives "
-            f"{metrics.get('score_hardest', 0):.4f}). Try --config.loss.warmup_epochs=1 (sum of hinges first) or a "
-            "lower rate."
+            f"Loss has been within 0.1 % of 2 * margin{'' if power == 1 else f' ** {power:g}'} a pair for "
+            f"{self.stuck:,} steps (step {step:,}): embeddings have collapsed (own pairs score "
+            f"{metrics.get('score_positive', 0):.4f}, hardest negatives {metrics.get('score_hardest', 0):.4f}). Try "
+            "--config.loss.warmup_epochs=1 (sum of hinges first) or a lower rate."
         )
         if self.stop and self.stuck >= self.stop:
             raise NumericError(text)

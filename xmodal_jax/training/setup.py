@@ -23,7 +23,7 @@ from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import checks, folder, schedules
+from xmodal_jax.training import checks, folder, schedules, trackers
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
@@ -83,6 +83,7 @@ def setup(config: Config, workdir: Path) -> Parts:
         CheckpointError: the folder holds a run of another config, or something else.
     """
     checks.check(config)
+    trackers.check(config)
     dataset = open_dataset(config.data.dir)
     inputs = inputs_of(config)
     vocabulary = folder.open_vocabulary(workdir, config, dataset, inputs)

@@ -13,15 +13,16 @@ import numpy as np
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
+from xmodal_jax.evaluate import record
 from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.evaluation.vote import Member, rank_split
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
 from xmodal_jax.train import Trainer
 from xmodal_jax.training import setup
-from xmodal_jax.verbs import attend, report
+from xmodal_jax.verbs import attend, curves, diagnosis, report
 
 IMAGES, TINY_IMAGES = 3000, 60
 LOOKS = 3  # images on the page of attention pictures
@@ -78,9 +79,9 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     variables, weights = run.variables(step)
     images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
     member = Member(run.evaluator.score, variables, images, texts)
-    result = rank_table([member], captions.image, reader.count, protocol="auto", weights=weights)
+    ranking = rank_split([member], captions.image, reader.count, protocol="auto", weights=weights)
+    result = record(run, step, "test", ranking, chance=True)
     title = f"SCAN on scenes, {reader.count:,} test images, step {step:,}"
-    table.to_screen(result, title=title, chance=True)
     count = min(4, reader.count)
     examples = report.retrieve(run.evaluator, variables, images, texts, captions, k=5, count=count, seed=seed)
     words = attend.word_accuracy(
@@ -91,8 +92,9 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
         f"(by chance {100 * words.chance:.1f} %; the regions cover the objects of {100 * words.possible:.1f} %)"
     )
     print(f"word-region accuracy: {accuracy}")
-    curves, retrieved, looks = root / "curves.png", root / "retrieved.png", root / "attention.png"
-    report.draw_curves(run.workdir, curves)
+    drawn, ranks, retrieved, looks = (root / f"{name}.png" for name in ("curves", "ranks", "retrieved", "attention"))
+    curves.draw(run.workdir, drawn)
+    diagnosis.draw(ranking, member, split.captions, ranks)
     report.draw_retrieved(split, captions, *examples, retrieved)
     chosen = np.sort(np.random.default_rng(seed).choice(reader.count, min(LOOKS, reader.count), replace=False))
     attend.draw([attend.look(run, variables, split, row, split.captions[row][0]) for row in map(int, chosen)], looks)
@@ -105,6 +107,7 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
         "time to here": clock(seconds),
         "python": sys.version.split()[0],
     }
-    pictures = {"Learning curves": curves, "Retrieved examples": retrieved, "What words look at": looks}
+    pictures = {"Learning curves": drawn, "Ranks, scores and errors": ranks}
+    pictures |= {"Retrieved examples": retrieved, "What words look at": looks}
     markdown = table.to_markdown(result, title=title, chance=True)
     report.write_report(root / "report.md", title="xmodal_jax demo", table=markdown, facts=facts, pictures=pictures)

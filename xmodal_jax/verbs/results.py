@@ -40,11 +40,11 @@ def records_of(path: Path, split: str) -> list[Record]:
     return found
 
 
-def chosen(workdir: Path, split: str) -> Path | None:
-    """Of a run's evaluations on a split, that of the step which is best on dev by the run's log; without a log the last
-    one. The split itself has no say."""
-    ours = re.compile(rf"{re.escape(split)}-([0-9]+)\.json")
-    files = {int(m[1]): file for file in (workdir / "eval").iterdir() if (m := ours.fullmatch(file.name))}
+def chosen(workdir: Path, split: str, folder: Path | None = None, ending: str = "json") -> Path | None:
+    """Of a run's evaluations on a split (those in ``folder`` where given), that of the step which is best on dev by the
+    run's log; without a log the last one. The split itself has no say."""
+    ours = re.compile(rf"{re.escape(split)}-([0-9]+)\.{re.escape(ending)}")
+    files = {int(m[1]): file for file in (folder or workdir / "eval").iterdir() if (m := ours.fullmatch(file.name))}
     dev = {line["step"]: line["dev_rsum"] for line in log.read(workdir / "metrics.jsonl") if "dev_rsum" in line}
     return files[max(files, key=lambda step: (dev.get(step, -1.0), step))] if files else None
 

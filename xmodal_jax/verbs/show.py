@@ -1,41 +1,66 @@
-"""`xmodal show`: the resolved config of a run and how far it is; learning curves of one run or several."""
+"""`xmodal show`: the resolved config of a run and how far it is; of several, what differs; their learning curves."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from xmodal_jax import config as configs
 from xmodal_jax.training import log
+from xmodal_jax.verbs.curves import chosen
+
+
+def state(workdir: Path) -> list[str]:
+    """Whether the run is finished, its last logged step, and the best dev rsum."""
+    lines = log.read(workdir / "metrics.jsonl")
+    ended = "finished" if (workdir / "finished.json").is_file() else "not finished"
+    said = [f"{ended}; last logged step {lines[-1]['step']:,}" if lines else "nothing logged yet"]
+    if best := chosen(lines):
+        images = next((line.get("dev_images") for line in lines if line["step"] == best.step and "dev_rsum" in line), 0)
+        where = f" on {images:,.0f} images" if images else ""
+        said.append(f"best dev rsum {best.rsum:.1f} at step {best.step:,}{where}")
+    return said
 
 
 def describe(workdir: Path) -> None:
     """Print the config as `key = value` lines, then the last logged step and the best dev rsum."""
-    config = configs.read(workdir)
-    for key, value in sorted(configs.flatten(config).items()):
+    for key, value in sorted(configs.flatten(configs.read(workdir)).items()):
         print(f"{key} = {json.dumps(value)}")
-    lines = log.read(workdir / "metrics.jsonl")
-    rated = [(line["dev_rsum"], line["step"], line.get("dev_images")) for line in lines if "dev_rsum" in line]
-    state = "finished" if (workdir / "finished.json").is_file() else "not finished"
-    print(f"# {state}; last logged step {lines[-1]['step']:,}" if lines else "# nothing logged yet")
-    if rated:
-        rsum, step, images = max(rated, key=lambda line: line[:2])
-        print(f"# best dev rsum {rsum:.1f} at step {step:,}" + (f" on {images:,.0f} images" if images else ""))
+    print(*(f"# {line}" for line in state(workdir)), sep="\n")
+
+
+def describe_all(workdirs: Sequence[Path]) -> None:
+    """Print how far each of several runs is, the keys in which they differ, a column a run, and then the others."""
+    leaves = [configs.flatten(configs.read(workdir)) for workdir in workdirs]
+    for number, workdir in enumerate(workdirs, 1):
+        print(f"# {number}: {workdir}: {'; '.join(state(workdir))}")
+    values = {key: [json.dumps(each[key]) if key in each else "-" for each in leaves] for key in set().union(*leaves)}
+    differing = {key: value for key, value in sorted(values.items()) if len(set(value)) > 1}
+    print("# what differs" if differing else "# the configs are the same")
+    rows = [["", *map(str, range(1, len(workdirs) + 1))], *([key, *value] for key, value in differing.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if differing else ():
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("# what is the same")
+    for key in sorted(set(values) - set(differing)):
+        print(f"{key} = {values[key][0]}")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Describe each run folder; draw their curves where asked."""
-    for workdir in args.workdir:
-        if len(args.workdir) > 1:
-            print(f"# {workdir}")
-        describe(workdir)
+    """Describe the run folders; draw their curves where asked."""
+    workdirs = list({workdir.resolve(): workdir for workdir in args.workdir}.values())
+    if len(workdirs) == 1:
+        describe(workdirs[0])
+    else:
+        describe_all(workdirs)
     if args.curves:
-        from xmodal_jax.verbs import report
+        from xmodal_jax.verbs import curves
 
-        if len(args.workdir) == 1:
-            report.draw_curves(args.workdir[0], args.curves)
+        if len(workdirs) == 1:
+            curves.draw(workdirs[0], args.curves)
         else:
-            report.draw_comparison(args.workdir, args.curves)
+            curves.draw_comparison(workdirs, args.curves)
         print(f"# curves: {args.curves}")
     return 0

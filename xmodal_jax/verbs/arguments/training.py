@@ -104,8 +104,27 @@ def add_baseline(verbs) -> None:
 
 def add_show(verbs) -> None:
     parser = verb(verbs, "show", "verbs.show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
-    parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several to compare")
+    parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several for what differs")
     parser.add_argument("--curves", type=Path, help="draw loss and dev recall to this picture")
+
+
+def add_compare(verbs) -> None:
+    parser = verb(
+        verbs,
+        "compare",
+        "verbs.compare:main",
+        "two runs on the same queries: what differs, by how much, how surely, and on which queries",
+        "xmodal compare runs/vsepp runs/scan --html compare.html",
+    )
+    what = "a run folder, a folder of evaluations, or a file that `xmodal eval` wrote there"
+    parser.add_argument("a", type=Path, metavar="A", help=what)
+    parser.add_argument("b", type=Path, metavar="B", help="another; all differences are B minus A")
+    parser.add_argument("--split", default="test", help="of folders; test by default")
+    parser.add_argument("--data", type=Path, help="the data set where it has moved since, or another for both runs")
+    parser.add_argument("-k", type=int, default=10, help="queries to show each way, those whose rank changed most")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page, pictures and all in one file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it as Markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures as JSON")
 
 
 def add_results(verbs) -> None:
