@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from xmodal_jax import models
+from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.errors import DataError, UsageError, require
@@ -25,6 +26,7 @@ from xmodal_jax.types import Repr
 
 INK, FAINT, STRANGE, PAPER, BOX = "#1c2733", "#5b6875", "#b3541e", "#ffffff", "#0b6bcb"
 COLUMNS, CELL = 7, 1.7  # of the page: pictures side by side, and their width in inches
+SIDE = 480  # pixels of a picture, more than a cell has
 SHOWN = 3  # regions of a word that are outlined
 
 
@@ -122,12 +124,7 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
 def _canvas(pair: Pair) -> np.ndarray:
     """The picture [H, W, 3] in 0..1, or a tinted sheet of its shape (a square, where that is unknown)."""
     if pair.picture is not None:
-        from PIL import Image
-
-        with Image.open(pair.picture) as picture:
-            small = picture.convert("RGB")
-            small.thumbnail((480, 480))  # more than a cell has pixels for
-            return np.asarray(small) / 255.0
+        return read_picture(pair.picture, SIDE, LARGE) / 255.0
     height, width = pair.size if min(pair.size) > 0 else (1, 1)
     scale = 240 / max(height, width)
     return np.broadcast_to([0.45, 0.67, 0.93], (max(round(height * scale), 1), max(round(width * scale), 1), 3))
