@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,7 +48,7 @@ def golden(case):
     return {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}, options
 
 
-def options_of(case, options):
+def options_of(case, options) -> Any:
     """What the original's trainer would have saved as options."""
     system = CASES[case][0]
     if system == "vse_infty":
