@@ -149,9 +149,6 @@ def instructions() -> Iterator[Attack]:
         "READONLY_BUFFER": b"N\x98",
         "DICT": b"(d",
         "LIST": b"(l",
-        "EMPTY_SET": b"\x8f",
-        "ADDITEMS": b"N(\x90",
-        "FROZENSET": b"(\x91",
         "ff": b"\xff",
     }
     for code, bad in programs.items():

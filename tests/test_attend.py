@@ -162,6 +162,34 @@ def test_the_strongest_box_counts():
     np.testing.assert_allclose(lit[0, [0, 3, 4, 7], 0], [0, 0, 0.85 * 0.8, 0.85 * 0.8])
 
 
+def test_strength_is_absolute():
+    """0 at an even share and below, 1 at all, between them by the logarithm; no word is stretched to the top."""
+    np.testing.assert_allclose(attend.strength_of(np.full(8, 0.125)), 0, atol=1e-12)
+    np.testing.assert_allclose(attend.strength_of(np.eye(8)[2]), np.eye(8)[2])
+    halves = attend.strength_of(np.array([0.5, 0.5, 0, 0]))
+    np.testing.assert_allclose(halves, [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(attend.strength_of(np.array([3.0, 3.0, 0, 0])), halves)  # regions that look at words
+    assert attend.strength_of(np.array([0.26, 0.25, 0.25, 0.24])).max() < 0.03
+    assert attend.strength_of(np.array([0.7])).tolist() == [1.0]
+    assert not attend.strength_of(np.zeros(3)).any() and attend.strength_of(np.zeros(0)).shape == (0,)
+
+
+def test_a_word_that_looks_nowhere_in_particular_is_drawn_faded(tmp_path):
+    from PIL import Image
+
+    boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]])
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
+    weight = np.array([[0.5, 1.0], [0.5, 0.0]])
+    pair = attend.Pair("a", "of it", 0.5, ["of", "it"], [True, True], weight, boxes, tmp_path / "blue.png", (40, 40))
+    clear = []
+    for word in (0, 1):
+        one = pair._replace(words=pair.words[word : word + 1], weight=weight[:, word : word + 1])
+        attend.draw([one], tmp_path / "out.png")
+        drawn = np.asarray(Image.open(tmp_path / "out.png").convert("RGB"))
+        clear.append((drawn == [0, 0, 255]).all(axis=-1).sum())
+    assert clear[1] > 1.3 * clear[0] > 0  # the picture itself is clear in both
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A data set and a short run of SCAN on it."""

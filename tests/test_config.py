@@ -5,12 +5,15 @@ import sys
 
 import pytest
 from conftest import ROOT
+from test_configs import specs
 
 from xmodal_jax import cli
 from xmodal_jax import config as configs
+from xmodal_jax.defaults import MEANINGS, base
 from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.models import scan
 from xmodal_jax.training import checks
-from xmodal_jax.verbs import results
+from xmodal_jax.verbs import reference, results
 
 
 def test_overrides_are_typed():
@@ -244,3 +247,30 @@ def test_a_slip_on_the_command_line_is_one_sentence_with_a_hint(argv, words, cap
     error = capsys.readouterr().err
     assert end.value.code == 2 and words in error
     assert error.startswith("xmodal: ") and error.count("\n") == 1
+
+
+# The page of all keys
+
+
+def test_every_key_has_a_meaning_and_every_meaning_a_key():
+    keys = set(configs.flatten(base("own")))
+    known = set(checks.TABLE) - {"weights.*"} | {
+        "weights.captioning",
+        "weights.paraphrasing",
+        "model.name",
+        "model.dtype",
+    }
+    for spec in specs():
+        keys |= {key for key in configs.flatten(configs.load(spec)) if not key.startswith("model.")}
+    assert set(MEANINGS) == keys | known
+    assert not any(meaning.endswith(".") for meaning in MEANINGS.values())
+
+
+def test_the_page_of_config_keys_is_up_to_date():
+    page = reference.config_page()
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == page, (
+        "python -m xmodal_jax.verbs.reference docs/config.md"
+    )
+    assert "| `optim.lr` | `0.0002` | at least 0 | learning rate before schedule and rules |" in page
+    assert "| `model.direction` | `'t2i'` | one of t2i, i2t |" in page
+    assert reference.attributes(scan.Model)["smooth"] == "see `xmodal_jax.similarity.cross_attention`"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from torch_files import Tensors, addict, call, instance, run, storage, stream, t
 
 import xmodal_jax
 from xmodal_jax import cli
-from xmodal_jax.convert import flow, words
+from xmodal_jax.convert import flow, systems, words
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training.checkpoint import flat
@@ -25,6 +26,9 @@ CASES = {  # name -> system, file of golden arrays, prefix in it
     "vse_infty": ("vse_infty", "vse_infty_model", ""),
     "adapt t2i": ("adapt", "adapt", "model_t2i/"),
     "adapt i2t": ("adapt", "adapt", "model_i2t/"),
+    "sgr": ("sgraf", "sgraf", "SGR/"),
+    "saf": ("sgraf", "sgraf", "SAF/"),
+    "chan": ("chan", "chan_model", ""),
 }
 OURS = [*SPECIAL, *(f"word{k}" for k in range(56))]
 
@@ -36,15 +40,29 @@ def golden(case):
     options = json.loads(str(arrays["meta"]))["options"]
     if file == "adapt":
         options = options["models"][prefix.strip("/")]
+    if file == "sgraf":  # the encoders are shared, the rest is of one variant
+        found = {key: arrays[key] for key in arrays.files if key.startswith(("in/", "out/", "w/"))}
+        found |= {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(f"{prefix}out/")}
+        rest = {key: arrays[key] for key in arrays.files if key.startswith(f"{prefix}w/")}
+        return found | {f"w/sim/{key.removeprefix(f'{prefix}w/')}": x for key, x in rest.items()}, options
     return {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}, options
 
 
-def options_of(case, options):
+def options_of(case, options) -> Any:
     """What the original's trainer would have saved as options."""
     system = CASES[case][0]
     if system == "vse_infty":
         sizes = {"embed_size": 24, "img_dim": 40, "vocab_size": 60, "word_dim": 20}
         return {**options, **sizes, "precomp_enc_type": "basic", "no_txtnorm": False, "data_name": "f30k_precomp"}
+    if system == "sgraf":
+        sizes = {"embed_size": 24, "img_dim": 20, "vocab_size": 60, "word_dim": 20, "sim_dim": 16, "sgr_step": 3}
+        flags = {"bi_gru": True, "no_imgnorm": False, "max_violation": True, "module_name": case.upper()}
+        return {"margin": 0.2, "data_name": "f30k_precomp", "num_layers": 1, **sizes, **flags}
+    if system == "chan":
+        sizes = {"embed_size": 24, "img_dim": 40, "vocab_size": 60, "word_dim": 20, "num_layers": 1}
+        kinds = {"precomp_enc_type": "selfattention", "text_enc_type": "bigru", "coding_type": "VHACoding"}
+        words = {"wemb_type": "glove", "word2idx": {"<pad>": 0, "<start>": 1}}
+        return {"margin": 0.05, "data_name": "f30k", "pooling_type": "LSEPooling", "belta": 0.1} | sizes | kinds | words
     if system == "adapt":
         score = {"latent_size": 24, "gamma": options["gamma"], "train_gamma": False, "device": "cuda"}
         text = {"embed_dim": 10, "use_bi_gru": True, "add_rand_embed": True}
@@ -90,7 +108,8 @@ def build(case, folder, *, layout=zipped, drop=(), add=None, state=None, opt=Non
         }
     else:
         sides = [
-            {key.split("/")[1]: x for key, x in weights.items() if key.startswith(side)} for side in ("img/", "txt/")
+            {key.removeprefix(side): x for key, x in weights.items() if key.startswith(side)}
+            for side in systems.PARTS.get(CASES[case][0], ("img/", "txt/"))
         ]
         value = {
             "epoch": 4,
@@ -108,9 +127,10 @@ def build(case, folder, *, layout=zipped, drop=(), add=None, state=None, opt=Non
 
 def inputs(case, converted):
     arrays, _ = golden(case)
-    feature, token, rows = arrays["in/feature"], arrays["in/token"], np.arange(8)
+    feature, token = arrays["in/feature"], arrays["in/token"]
+    rows = np.arange(len(token))
     regions = feature.shape[1] if feature.ndim == 3 else 1
-    length = arrays.get("in/feature_length", np.full(8, regions))
+    length = arrays.get("in/feature_length", np.full(len(rows), regions))
     image = Images({converted.config.model.feature: feature}, np.arange(regions) < length[:, None], rows)
     return image, Texts(token, np.arange(token.shape[1]) < arrays["in/length"][:, None], rows, rows, rows)
 
@@ -132,6 +152,11 @@ def outputs(case, converted, token=None):
         if CASES[case][0] == "adapt":
             encoders = (("region", "regions", image), ("word", "words", text))
             return out | {key: converted.model.apply(variables, x, method=method) for key, method, x in encoders}
+        if CASES[case][0] == "sgraf":
+            whole = {"image_global": sides[0].whole, "text_global": sides[1].whole}
+            return out | whole | {"region": sides[0].part.feature, "word": sides[1].part.feature}
+        if CASES[case][0] == "chan":
+            return out | {"region": sides[0].feature, "word": sides[1].feature}
         return out | {"image": sides[0], "caption": sides[1]}
 
     return compute(converted.variables)
@@ -140,7 +165,8 @@ def outputs(case, converted, token=None):
 def check(case, found):
     arrays, _ = golden(case)
     for part, value in found.items():
-        np.testing.assert_allclose(value, arrays[f"out/{part}"], atol=1e-5, rtol=0, err_msg=part)
+        want = arrays[f"out/{part}"]
+        np.testing.assert_allclose(value, want, atol=1e-5 * max(1.0, np.abs(want).max()), rtol=0, err_msg=part)
 
 
 @pytest.mark.parametrize(("case", "file"), [("scan t2i", "scan"), ("vsepp", "vsepp")])
@@ -212,6 +238,25 @@ def test_options_become_config(tmp_path):
     assert any("padding counts" in note for note in converted.notes)
 
 
+def test_variants_of_sgraf_and_chan(tmp_path):
+    names = [f"txt/cap_rnn.{kind}_l0_reverse" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    converted = flow.convert("sgraf", build("saf", tmp_path, drop=names, bi_gru=False, sgr_step=7))
+    model = converted.config.model
+    assert (model.reasoning, model.bidirectional, model.similarity_dim, model.regions) == ("saf", False, 16, 36)
+    assert any("this is SAF alone" in note for note in converted.notes)
+    last = [
+        f"sim/SGR_module.2.{part}.{leaf}"
+        for part in ("graph_query_w", "graph_key_w", "sim_graph_w")
+        for leaf in ("weight", "bias")
+    ]
+    assert flow.convert("sgraf", build("sgr", tmp_path, drop=last, sgr_step=2)).config.model.steps == 2
+    arrays, _ = golden("chan")
+    attention = [key.removeprefix("w/") for key in arrays if "feedforward" in key]
+    changes = {"precomp_enc_type": "basic", "coding_type": "THACoding", "pooling_type": "MeanPooling", "belta": 0.3}
+    model = flow.convert("chan", build("chan", tmp_path, drop=attention, **changes)).config.model
+    assert (model.heads, model.direction, model.pool, model.temperature) == (0, "i2t", "mean", 0.3)
+
+
 CNN = {"img/cnn.features.0.weight": np.zeros((2, 2), "f4")}
 BERT = {"txt/bert.embeddings.weight": np.zeros((2, 2), "f4")}
 REFUSALS = [
@@ -252,6 +297,27 @@ REFUSALS = [
     ("vse_infty", {"add": BERT}, "holds BERT (bert.*)"),
     ("vse_infty", {"precomp_enc_type": "backbone"}, "opt.precomp_enc_type = 'backbone'"),
     ("vse_infty", {"no_imgnorm": True}, "opt.no_imgnorm = True"),
+    ("sgr", {"module_name": "AVE"}, "opt.module_name = 'AVE'; this reads only SAF, SGR"),
+    ("sgr", {"sgr_step": 4}, "opt.sgr_step = 4; this reads only 3"),
+    ("sgr", {"sim_dim": 256}, "opt.sim_dim = 256; this reads only 16"),
+    ("sgr", {"no_imgnorm": True}, "opt.no_imgnorm = True"),
+    ("sgr", {"module_name": "SAF"}, "the checkpoint lacks sim/SAF_module.attn_sim_w.bias"),
+    ("saf", {"drop": ["sim/sim_tranloc_w.weight"]}, "has no matrix sim/sim_tranloc_w.weight"),
+    (
+        "saf",
+        {"add": {"sim/v_global_w.embedding_local.1.bias": np.ones(50, "f4")}},
+        "becomes [50], the model wants [36]",
+    ),
+    ("saf", {"state": []}, "with the states of images and texts and 1 more"),
+    ("chan", {"text_enc_type": "bert"}, "opt.text_enc_type = 'bert'; this reads only 'bigru'"),
+    (
+        "chan",
+        {"precomp_enc_type": "transformer"},
+        "opt.precomp_enc_type = 'transformer'; this reads only basic",
+    ),
+    ("chan", {"coding_type": "VSACoding"}, "opt.coding_type = 'VSACoding'; this reads only THACoding, VHACoding"),
+    ("chan", {"pooling_type": "SoftmaxPooling"}, "opt.pooling_type = 'SoftmaxPooling'"),
+    ("chan", {"add": BERT}, "holds BERT (bert.*)"),
     ("adapt t2i", {"model__similarity__name": "scan_t2i"}, "args.model.similarity.name = 'scan_t2i'"),
     ("adapt t2i", {"model__similarity__params__train_gamma": True}, "args.model.similarity.params.train_gamma = True"),
     ("adapt t2i", {"model__txt_enc__name": "gru"}, "args.model.txt_enc.name = 'gru'; this reads only 'gru_glove'"),
@@ -273,7 +339,16 @@ def test_what_is_not_read_is_named(case, changes, says, tmp_path):
 
 
 def test_a_checkpoint_of_another_system_is_not_taken(tmp_path):
-    for case, other in (("scan t2i", "adapt"), ("adapt t2i", "scan"), ("vsepp", "vse_infty"), ("vse_infty", "vsepp")):
+    for case, other in (
+        ("scan t2i", "adapt"),
+        ("adapt t2i", "scan"),
+        ("vsepp", "vse_infty"),
+        ("vse_infty", "vsepp"),
+        ("scan t2i", "sgraf"),
+        ("sgr", "chan"),
+        ("chan", "sgraf"),
+        ("chan", "scan"),
+    ):
         with pytest.raises(CheckpointError, match=r"another system|the system that it belongs to"):
             flow.convert(other, build(case, tmp_path))
 
@@ -388,6 +463,15 @@ def test_without_a_vocabulary_the_bundle_takes_ids_and_says_so(tmp_path, capsys)
     assert m.vocabulary is None
     scores = m.score(m.embed_images(arrays["in/feature"]), m.embed_tokens(arrays["in/token"], arrays["in/length"]))
     np.testing.assert_allclose(scores, arrays["out/score"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["sgr", "saf", "chan"])
+def test_bundles_of_scores_between_fragments_score_as_the_original(case, tmp_path):
+    arrays, out = golden(case)[0], tmp_path / "bundle"
+    assert cli.run(["convert", CASES[case][0], str(build(case, tmp_path)), "--out", str(out)]) == 0
+    m = xmodal_jax.load(out)
+    scores = m.score(m.embed_images(arrays["in/feature"]), m.embed_tokens(arrays["in/token"], arrays["in/length"]))
+    check(case, {"score": scores})
 
 
 def test_the_command_line_refuses_in_one_sentence(tmp_path, capsys):

@@ -93,6 +93,78 @@ def test_both_layouts_give_plain_data_and_arrays(layout, tmp_path):
     np.testing.assert_array_equal(weight, [[0, 1, 2], [3, 4, 5]])
 
 
+def test_harmless_things_in_options_are_read_as_text_and_lists(tmp_path):
+    """As PyTorch's protocol 2 writes them, and as protocol 4 and other versions of Python do."""
+    options = {
+        "device": call("torch", "device", "cuda", 1),
+        "cpu": call("torch", "device", "cpu"),
+        "size": call("torch", "Size", (3, 224, 224)),
+        "dtype": name("torch", "bfloat16"),
+        "path": call("pathlib", "PosixPath", "/", "home", "somebody", "runs"),
+        "relative": call("pathlib._local", "PosixPath", "data", "f30k"),
+        "empty": call("pathlib", "PurePosixPath"),
+        "windows": call("pathlib", "WindowsPath", "C:\\", "data", "f30k"),
+        "splits": call("__builtin__", "set", ["dev", "test"]),
+        "frozen": call("builtins", "frozenset", [1, 2]),
+        "nothing": call("builtins", "set"),
+        "later": Raw(b"\x8f(" + put("a") + put("b") + b"\x90"),
+        "fixed": Raw(b"(" + put("a") + put("b") + b"\x91"),
+    }
+    data = run(checkpoint(opt=instance("argparse", "Namespace", options)), 4)
+    found = pth.read(write(tmp_path, zipped(data)))["opt"]
+    assert found == {
+        "device": "cuda:1",
+        "cpu": "cpu",
+        "size": (3, 224, 224),
+        "dtype": "torch.bfloat16",
+        "path": "/home/somebody/runs",
+        "relative": "data/f30k",
+        "empty": "",
+        "windows": "C:\\data\\f30k",
+        "splits": ["dev", "test"],
+        "frozen": [1, 2],
+        "nothing": [],
+        "later": ["a", "b"],
+        "fixed": ["a", "b"],
+    }
+    (tmp_path / "own.pkl").write_bytes(zipped(pickle.dumps({"here": Path("/a/b"), "some": {"x"}}, 2)))
+    assert pth.read(tmp_path / "own.pkl") == {"here": "/a/b", "some": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (call("torch", "device", 3), "a device that PyTorch does not know"),
+        (call("torch", "device", "cuda", "0"), "a device that PyTorch does not know"),
+        (call("torch", "device", "c" * 41), "a device that PyTorch does not know"),
+        (call("torch", "Size", [2]), "a size that no tensor has"),
+        (call("torch", "Size", (1,) * 9), "a size that no tensor has"),
+        (call("torch", "Size", (-1,)), "a size that no tensor has"),
+        (call("pathlib", "PosixPath", *"a" * 101), "a path of more parts or characters"),
+        (call("pathlib", "PosixPath", "a" * 4097), "a path of more parts or characters"),
+        (call("pathlib", "PosixPath", name("os", "system")), "asks for os.system"),
+        (call("pathlib", "PosixPath", 1), "of other things than strings"),
+        (call("pathlib", "os.system", "x"), "asks for pathlib.os.system"),
+        (call("builtins", "set", "abc"), "a set that is not made of a list"),
+        (call("builtins", "list", ["abc"]), "asks for builtins.list"),
+        (Raw(name("torch", "float32") + put(("x",)) + b"R"), "calls something that is no name"),
+        (Raw(name("torch", "device") + b")\x81"), "calls torch.device"),
+        (Raw(put({}) + b"(" + put("a") + b"\x90"), "makes no sense at ADDITEMS"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_harmless_names_with_other_arguments_are_refused(value, says, tmp_path):
+    with pytest.raises(CheckpointError, match=says):
+        pth.read(write(tmp_path, zipped(checkpoint(opt=value))))
+
+
+def test_a_path_named_many_times_takes_no_time(tmp_path):
+    many = call("pathlib", "PosixPath", *["a" * 40] * 100)
+    start = time.monotonic()
+    pth.read(write(tmp_path, zipped(checkpoint(opt=[many] * 500))))
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize("layout", [zipped, stream])
 def test_views_types_and_shared_storages(layout, tmp_path):
     views = {

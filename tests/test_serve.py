@@ -100,6 +100,19 @@ def test_a_sentence_ranks_pictures_and_a_picture_captions(served):
     assert len(seen["weights"][0]) == len(seen["boxes"])
 
 
+def test_a_picture_that_browsers_do_not_show_is_sent_as_png(served, tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (3000, 2), "red").save(path)
+    monkeypatch.setattr(served.live.state.gallery, "picture", lambda row: path)
+    sent = served.client.get("/items/0/picture")
+    assert sent.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(sent.content)) as picture:
+        assert picture.size == (1024, 1) and picture.getpixel((0, 0)) == (255, 0, 0)
+    path.write_bytes(b"broken")
+    refused = served.client.get("/items/0/picture")
+    assert refused.status_code == 404 and str(tmp_path) not in refused.text
+
+
 def test_what_the_system_cannot_do_is_said(served):
     silent = [
         (served.post("/caption", item=0), "no caption decoder"),

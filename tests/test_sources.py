@@ -266,7 +266,7 @@ def test_precomp_pictures_are_attached_with_their_size(tmp_path, capsys):
     names = [path and path.name for path in split.pictures]
     assert names == ["a.jpg", "COCO_val2014_000000000042.jpg", "c.png", None]
     assert split.sizes.tolist() == [[4, 6], [4, 6], [4, 6], [0, 0]]
-    assert "1 x picture that cannot be decoded" in capsys.readouterr().out
+    assert "1 x picture that cannot be read" in capsys.readouterr().out
     other = make_pictures(tmp_path / "other", ["x.jpg"])
     refused(
         'an image is called "a.jpg", a picture "x.jpg"', DataError, "precomp", folder, tmp_path / "b", images=str(other)

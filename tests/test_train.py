@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from helpers import child_environment, planted
 
-from xmodal_jax import cli
+from xmodal_jax import cli, digest
+from xmodal_jax import config as configs
 from xmodal_jax.train import Trainer
-from xmodal_jax.training import log, setup
+from xmodal_jax.training import folder, log, setup
 from xmodal_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -98,6 +99,64 @@ def test_the_same_command_again_changes_nothing(data, tmp_path):
     before = final(tmp_path / "run")
     assert train(data, tmp_path / "run") == 0
     assert_bit_equal(before, final(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("schedule", [[], ["--config.optim.schedule.kind=constant", "--config.ema=0.9"]])
+def test_more_epochs_in_the_same_folder_end_bit_equal(data, tmp_path, capsys, schedule):
+    assert train(data, tmp_path / "run", "--config.epochs=2", *schedule) == 0
+    half = final(tmp_path / "run")
+    capsys.readouterr()
+    assert train(data, tmp_path / "run", "--config.epochs=4", *schedule) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'run'}: the run of 2 epochs there goes on to 4 epochs" in said
+    assert f"resumed step {half[0]:,}" in said
+    assert train(data, tmp_path / "whole", "--config.epochs=4", *schedule) == 0
+    assert final(tmp_path / "run")[0] == 2 * half[0]
+    assert_bit_equal(final(tmp_path / "whole"), final(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "finished.json").read_text()) == {"step": 2 * half[0]}
+    for name in ("config.json", "run.json"):  # nothing tells the two folders apart
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    capsys.readouterr()
+    assert train(data, tmp_path / "run", "--config.epochs=2", *schedule) == 4
+    said = capsys.readouterr().err
+    assert "epochs: 4.0 there, 2.0 here" in said and "can only be made longer" in said
+
+
+def test_what_cannot_be_made_longer_is_refused(data, tmp_path, capsys):
+    cosine = "--config.optim.schedule.kind=cosine"
+    assert train(data, tmp_path / "cosine", "--config.steps=2", cosine) == 0
+    assert train(data, tmp_path / "run", "--config.steps=2") == 0
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    for name, options, says in (
+        ("cosine", ["--config.steps=4", cosine], "the cosine schedule, whose rates depend on the number of steps"),
+        ("run", ["--config.epochs=9"], "steps: 2 there, 0 here"),
+        ("run", ["--config.steps=4", "--config.optim.lr=1e-3"], "optim.lr"),
+        ("run", ["--config.steps=1"], "can only be made longer"),
+        ("run", ["--config.steps=4", "--config.stages=({'steps': 4},)"], "stages"),
+    ):
+        capsys.readouterr()
+        assert train(data, tmp_path / name, *options) == 4
+        assert says in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before and (tmp_path / "run" / "finished.json").is_file()
+
+
+@pytest.mark.parametrize("kill", [1, 2, 3])
+def test_a_kill_while_a_run_is_made_longer_loses_nothing(data, tmp_path, monkeypatch, kill):
+    assert train(data, tmp_path / "run", "--config.steps=2") == 0
+    write, count = digest.write, iter(range(1, 9))
+
+    def killed(path, text):
+        if path.name in ("config.json", "run.json") and next(count) == kill:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(digest, "write", killed)
+    assert train(data, tmp_path / "run", "--config.steps=4") not in (0, 4)  # interrupted
+    monkeypatch.setattr(digest, "write", write)
+    assert folder.read_vocabulary(tmp_path / "run") is not None
+    assert configs.read(tmp_path / "run").steps == (2 if kill < 3 else 4)
+    assert train(data, tmp_path / "run", "--config.steps=4") == 0
+    assert final(tmp_path / "run")[0] == 4
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, monkeypatch, capsys):

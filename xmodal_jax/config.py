@@ -24,6 +24,8 @@ FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block",
 FILE, RECORD = "config.json", "run.json"  # of a run folder
 UNHASHED = {"data", "text", "model", "vocabulary"}  # all that earlier versions recorded
 RETIRED = ("data.boxes",)  # keys of earlier versions that nothing reads any more
+LENGTH = {"epochs", "steps"}
+SPREAD = ("cosine",)  # schedules over all steps of a stage
 # What a stage may override, because it takes effect there
 STAGED = (
     r"epochs|steps|keep_optimiser|chunk|block|(optim|loss|weights)\..*"
@@ -204,7 +206,8 @@ def record(workdir: Path) -> dict[str, Any]:
 def check_file(workdir: Path, name: str) -> None:
     """Raise a CheckpointError unless a file of a run folder is as it was written, where a hash of it was kept."""
     wanted, path = record(workdir).get("files", {}).get(name), workdir / name
-    if wanted is not None and (not path.is_file() or digest.sha256(path) != wanted):
+    known = wanted if isinstance(wanted, list) else [wanted]  # a config that is being replaced has two
+    if wanted is not None and (not path.is_file() or digest.sha256(path) not in known):
         raise CheckpointError(
             f"{path} is missing or damaged: its SHA-256 is not that in {RECORD}; restore it from a copy, or train in a "
             "new --workdir."
@@ -228,19 +231,41 @@ def differences(all_configs: Sequence[Config]) -> dict[str, list[Any]]:
 def check_same(saved: Config, new: Config, workdir: Path) -> None:
     """Raise a CheckpointError naming the keys in which a run folder's config differs from the one now given.
 
-    A key that the package did not have when the run was started had the value that is its default now.
+    A key that the package did not have when the run was started had the value that is its default now. A run that
+    differs in nothing but more epochs or steps is the same one, longer; a schedule over all steps cannot be prolonged,
+    for the steps that were done would have had other rates.
     """
+    differing = _differing(saved, new)
+    longer = is_longer(saved, new)
+    if longer and new.optim.schedule.kind in SPREAD:
+        raise CheckpointError(
+            f"{workdir} holds a run with the {new.optim.schedule.kind} schedule, whose rates depend on the number of "
+            f"steps, so it cannot be made longer ({'; '.join(differing.values())}); train in a new --workdir."
+        )
+    if differing and not longer:
+        advice = "choose another --workdir, or give the config it was started with"
+        if set(differing) <= LENGTH:
+            advice += "; a run can only be made longer, by the one of epochs and steps that it was started with"
+        words = "; ".join(list(differing.values())[:5])
+        raise CheckpointError(f"{workdir} holds a run of another config ({words}); {advice}.")
+
+
+def _differing(saved: Config, new: Config) -> dict[str, str]:
+    """The keys in which two configs compute something else, each in words."""
     old, now = {**flatten(base("scenes")), **flatten(saved)}, flatten(new)
-    differing = [
-        f"{key}: {old.get(key)!r} there, {now.get(key)!r} here"
+    return {
+        key: f"{key}: {old.get(key)!r} there, {now.get(key)!r} here"
         for key in sorted(set(old) | set(now))
         if old.get(key) != now.get(key) and not key.startswith((*FREE, *RETIRED))
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{workdir} holds a run of another config ({'; '.join(differing[:5])}); "
-            "choose another --workdir, or give the config it was started with."
-        )
+    }
+
+
+def is_longer(saved: Config, new: Config) -> bool:
+    """Whether a config is that of a run, but for more epochs (or, where it counts those, more steps)."""
+    differing = set(_differing(saved, new))
+    if not differing or not differing <= LENGTH or new.stages or bool(saved.steps) != bool(new.steps):
+        return False
+    return new.steps > saved.steps if new.steps else new.epochs > saved.epochs
 
 
 def stages(config: Config) -> list[Config]:

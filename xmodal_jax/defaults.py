@@ -30,16 +30,89 @@ def parse(arg: str | None, variants: tuple[str, ...]) -> tuple[str, str, bool]:
     return variant, data, "tiny" in words
 
 
+# What each key means; docs/config.md is made of this, the values below and the ranges of xmodal_jax.training.checks.
+MEANINGS = {
+    "seed": "of initial values, batches and dropout",
+    "epochs": "length of the training; may be a fraction",
+    "steps": "length in steps, in place of `epochs` where positive",
+    "ema": "decay of the averaged weights, which evaluation then scores; 0 for none",
+    "parallel": "how one step runs on several devices",
+    "block": "(images, captions, pairs) scored at a time, see `similarity.pairwise.Block`; () chooses by device",
+    "chunk": "images scored at a time by a loss that never holds all scores, see `losses.chunked`; 0 for all at once",
+    "stages": "parts of a training, each of which overrides keys while it lasts, as in "
+    "`({'epochs': 15.0}, {'epochs': 15.0, 'optim': {'lr': 2e-5}, 'keep_optimiser': False})`; () for one",
+    "data.dir": "the prepared data set, a folder that `xmodal data` wrote",
+    "data.batch_size": "images of a step, over all devices",
+    "data.sampler": "what an epoch visits once: each caption, each image, pairs of captions of an image, or captions "
+    "in batches of like length",
+    "data.captions_per_image": "captions of each image in a step, for the samplers `captions` and `images`",
+    "data.drop_last": "leave out the short batch at the end of an epoch",
+    "data.lengths": "numbers of tokens that captions are padded to, a compilation each; longer captions are cut",
+    "data.minimum_count": "how often training captions must have a word for it to be in the vocabulary",
+    "data.dev_images": "the first so many images of dev choose the best step, as in the released codes; 0 for all",
+    "data.word_vectors": "prefix of a words.txt / npy pair, or a GloVe text file, that the word table starts from",
+    "loss.name": "the loss of `weights.rank`, of `xmodal_jax.losses`; it reads those of the keys here that it has",
+    "loss.margin": "of the hinges",
+    "loss.hardness": "1: only the hardest negative counts; 0: the sum over all; between: a mixture",
+    "loss.warmup_epochs": "epochs of the sum of hinges before `hardness` holds",
+    "loss.anneal": "ADAPT's eta: hardness 1 - eta ** step; 0 for off",
+    "loss.hinge_power": "exponent of each hinge",
+    "loss.mask_same_image": "no other caption of an image in the batch counts as its negative",
+    "loss.k": "hardest negatives of an anchor in each term (DSPE)",
+    "loss.i2t_weight": "of the negative captions of an image (DSPE)",
+    "loss.t2i_weight": "of the negative images of a caption (DSPE)",
+    "loss.text_weight": "of the structure among captions (DSPE); 0 leaves it out",
+    "loss.image_weight": "of the structure among images (two-branch losses)",
+    "weights.rank": "of the ranking loss; 0 for a system that does not rank",
+    "weights.captioning": "of the caption decoder's cross entropy (STT)",
+    "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
+    "optim.name": "the update rule; adamw decays beside the gradient, the others in it",
+    "optim.lr": "learning rate before schedule and rules",
+    "optim.warmup_steps": "steps of a linear rise of the rate from 0",
+    "optim.schedule.kind": "staircase: times `factor` at each epoch of `at`; exponential: at every `every` epochs; "
+    "cosine: down to `end` over the stage; adapt: the released code's `line` and `at_steps`",
+    "optim.schedule.at": "epochs of the staircase's steps",
+    "optim.schedule.every": "epochs between the exponential schedule's steps",
+    "optim.schedule.factor": "of each step of the schedule",
+    "optim.schedule.end": "the share of the rate that cosine ends at",
+    "optim.schedule.line": "(first, last, steps) of the rise at the start (ADAPT)",
+    "optim.schedule.at_steps": "steps, not epochs, at which the rate falls (ADAPT)",
+    "optim.b1": "decay of Adam's first moment",
+    "optim.b2": "decay of Adam's second moment",
+    "optim.eps": "Adam's epsilon",
+    "optim.momentum": "of sgd",
+    "optim.nesterov": "Nesterov's form of sgd's momentum",
+    "optim.weight_decay": "factor of the parameters that is taken off",
+    "optim.clip_norm": "most L2 norm of all gradients together; 0 for off",
+    "optim.clip_tensor_norm": "most L2 norm of each gradient array; 0 for off",
+    "optim.clip_value": "most absolute value of each entry of a gradient; 0 for off",
+    "optim.rules": "factors of rate and decay by parameter: the first whose `match` fits its whole name; 0 freezes",
+    "init.workdir": "a run whose best parameters this one starts from",
+    "init.skip": "patterns of parameters that are left at their initial values then",
+    "eval.every_epochs": "epochs between evaluations on dev, each of which saves",
+    "eval.every_steps": "steps between them, in place of `every_epochs` where positive",
+    "eval.batch_size": "items encoded at a time",
+    "checkpoint.keep": "the latest so many saved steps are kept, and the best by dev rsum",
+    "checkpoint.every_steps": "steps between further saves; 0 for none",
+    "log.every_steps": "steps between lines of metrics.jsonl",
+    "log.tensorboard": "write TensorBoard's files as well",
+    "collapse.warn_steps": "steps on the plateau of equal scores after which a warning comes",
+    "collapse.stop_steps": "steps there after which training stops",
+    "model.name": "the system: a module of `xmodal_jax.models`, or a `.py` file of your own",
+    "model.dtype": "of matrix products; parameters and scores stay float32",
+}
+
+
 def base(data: str) -> Config:
     """Defaults: VSE++'s optimiser and sampler (Faghri et al. 2018, released code)."""
     config: Config = ConfigDict()
     config.seed = 0
     config.epochs = 30.0
-    config.steps = 0  # overrides epochs where positive
-    config.ema = 0.0  # decay of the averaged weights, 0 = off; evaluation scores them where on
-    config.parallel = "jit"  # or "pmap"
-    config.block = ()  # (images, captions, pairs) scored at a time, see similarity.pairwise.Block; () = by device
-    config.chunk = 0  # images scored at a time by a loss that never holds all scores, see losses.chunked; 0 = off
+    config.steps = 0
+    config.ema = 0.0
+    config.parallel = "jit"
+    config.block = ()
+    config.chunk = 0
     config.data = ConfigDict(
         {
             "dir": DATA[data],
@@ -47,20 +120,20 @@ def base(data: str) -> Config:
             "sampler": "captions",
             "captions_per_image": 1,
             "drop_last": False,
-            "lengths": (16, 24, 32, 64),  # static caption lengths, a compilation each; longer captions are cut
+            "lengths": (16, 24, 32, 64),
             "minimum_count": 4,
-            "dev_images": 1000,  # the originals select on the first 1,000 dev images; 0 = all
-            "word_vectors": "",  # prefix of a words.txt / npy pair, or a GloVe text file
+            "dev_images": 1000,
+            "word_vectors": "",
         }
     )
     config.loss = ConfigDict(
         {
-            "name": "triplet",  # of xmodal_jax.losses; the options below are read by those that have them
+            "name": "triplet",
             "margin": 0.2,
             "hardness": 1.0,
-            "warmup_epochs": 0.0,  # epochs of the sum of hinges before `hardness` holds
-            "anneal": 0.0,  # ADAPT's eta: hardness 1 - eta ** step
-            "hinge_power": 1.0,  # exponent of each hinge
+            "warmup_epochs": 0.0,
+            "anneal": 0.0,
+            "hinge_power": 1.0,
             "mask_same_image": False,
         }
     )
@@ -70,7 +143,6 @@ def base(data: str) -> Config:
             "name": "adam",
             "lr": 2e-4,
             "warmup_steps": 0,
-            # staircase: times factor at each epoch of `at`; exponential: at every `every` epochs; cosine: to `end`
             "schedule": {"kind": "staircase", "at": (15.0,), "every": 1.0, "factor": 0.1, "end": 0.0},
             "b1": 0.9,
             "b2": 0.999,
@@ -84,7 +156,6 @@ def base(data: str) -> Config:
             "rules": ({"match": ".*", "lr": 1.0, "decay": 1.0},),
         }
     )
-    # Each stage overrides keys while it lasts: {"epochs": 15.0, "optim": {"lr": 2e-5}, "keep_optimiser": False}
     config.stages = ()
     config.init = ConfigDict({"workdir": "", "skip": ()})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})

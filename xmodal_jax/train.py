@@ -17,7 +17,7 @@ from xmodal_jax import digest
 from xmodal_jax.errors import SAVED_ON_SIGNAL, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
-from xmodal_jax.training import processes, setup
+from xmodal_jax.training import folder, processes, setup
 from xmodal_jax.training.log import CollapseDetector, Log
 from xmodal_jax.training.optim import live_leaves
 from xmodal_jax.training.parallel import local
@@ -132,7 +132,7 @@ class Trainer:
                         return SAVED_ON_SIGNAL
             self.checkpoints.wait()
         if processes.first():
-            digest.write(self.workdir / "finished.json", json.dumps({"step": last}) + "\n")
+            digest.write(self.workdir / folder.FINISHED, json.dumps({"step": last}) + "\n")
         return 0
 
     def batches(self, stage: setup.Stage, start: int) -> Iterator[Any]:

@@ -29,6 +29,8 @@ REPOSITORIES = {
     "scan": "kuanghuei/SCAN",
     "vse_infty": "woodfrog/vse_infty",
     "adapt": "jwehrmann/retrieval.pytorch",
+    "sgraf": "Paranioar/SGRAF",
+    "chan": "ppanzx/CHAN",
 }
 
 UNUSED, OPTIONS = 100, 4000  # names, and characters of options, that the report shows: they are the file's words
@@ -51,7 +53,7 @@ class Converted(NamedTuple):
 
 
 def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converted:
-    """Read the checkpoint of a system, "vsepp", "scan", "vse_infty" or "adapt".
+    """Read the checkpoint of a system, a key of :data:`xmodal_jax.convert.systems.SYSTEMS`.
 
     Args:
         vocabulary: a file of the words that it was trained with, see :func:`xmodal_jax.convert.words.read_words`.
@@ -80,7 +82,8 @@ def convert(system: str, path: Path, vocabulary: Path | None = None) -> Converte
     regions = REGIONS if None in recipe.feature else 1
     facts = Facts({recipe.config.model.feature: Feature(recipe.feature)}, {}, tokens, 0, regions, lengths)
     model = make_model(recipe.config, facts)
-    arrays = {name: arrange(name, state[theirs], order) for name, theirs in names.items()}
+    rows = recipe.vocabulary if recipe.cut else None
+    arrays = {name: arrange(name, state[theirs], order, rows) for name, theirs in names.items()}
     check_shapes(arrays, wanted(model, facts), names, path)
     notes = list(recipe.notes)
     if ours is None:
@@ -110,7 +113,7 @@ def check_names(state: systems.State, names: dict[str, str], unused: str) -> lis
     left = sorted(set(state) - set(names.values()) - set(idle))
     if missing or left:
         clauses = [
-            f"{what} {', '.join(map(show, keys[:8]))}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+            f"{what} {', '.join(map(show, keys[:5]))}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
             for what, keys in (("lacks", missing), ("has, left over,", left))
             if keys
         ]
@@ -130,9 +133,11 @@ def check_values(state: systems.State, names: dict[str, str]) -> None:
             raise CheckpointError(f"tensor {name} is not finite as float32; take an earlier checkpoint.")
 
 
-def arrange(name: str, array: np.ndarray, order: list[int] | None) -> jax.Array:
-    """An original's tensor as our parameter ``name``, the rows of a word table in the order of our vocabulary."""
+def arrange(name: str, array: np.ndarray, order: list[int] | None, rows: int | None = None) -> jax.Array:
+    """An original's tensor as our parameter ``name``: ``rows`` of a word table, in the order of our vocabulary."""
     array = systems.layout(name, array)
+    if name.endswith("embedding"):
+        array = array[:rows]
     if order is not None and name.endswith("embedding"):
         array = np.concatenate([array[order], array[len(order) :]])
     return jnp.asarray(array, jnp.float32)

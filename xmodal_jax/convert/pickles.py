@@ -12,11 +12,13 @@ import math
 import pickletools
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 OPERATIONS = 250_000
 TENSORS = 5_000
 TEXT = 1 << 16  # characters of a string
+PATH, PARTS = 1 << 12, 100  # characters and parts of a path
 
 STORAGES = {  # types of numbers, by NumPy's names but for bf2
     "torch FloatStorage": "f4",
@@ -40,9 +42,12 @@ VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SH
 VALUES += ("BINSTRING", "BINBYTES", "SHORT_BINBYTES")
 ALLOWED = frozenset(
     f"""{" ".join(VALUES)} PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1
-    TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL
+    TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET BINPUT LONG_BINPUT
+    MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL
     REDUCE NEWOBJ BUILD BINPERSID""".split()
 )
+DTYPES = frozenset(f"torch {kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64))
+DTYPES |= {"torch bfloat16", "torch bool"}
 OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
 
@@ -161,6 +166,45 @@ def make_bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")
 
 
+def make_device(kind: Any, index: Any = None) -> str:
+    if not isinstance(kind, str) or len(kind) > 40 or not (index is None or whole(index)):
+        raise Refused("it has a device that PyTorch does not know")
+    return kind if index is None else f"{kind}:{index}"
+
+
+def make_size(sizes: Any = ()) -> tuple[int, ...]:
+    if type(sizes) is not tuple or len(sizes) > 8 or not whole(*sizes):
+        raise Refused("it has a size that no tensor has")
+    return sizes
+
+
+def make_path(mark: str, *parts: Any) -> str:
+    """The text of a path. Its parts are bounded before anything is joined: a file may name one string many times."""
+    if len(parts) > PARTS or not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > PATH:
+        raise Refused("it has a path of more parts or characters than paths have, or of other things than strings")
+    root, rest = (parts[0], parts[1:]) if parts and parts[0].endswith(mark) else ("", parts)
+    return root + mark.join(rest)
+
+
+def make_set(items: Any = None) -> list[Any]:
+    """A list, since hashing what a file chooses can take for ever. It is not copied."""
+    items = [] if items is None else items
+    if type(items) is not list:
+        raise Refused("it has a set that is not made of a list")
+    return items
+
+
+HARMLESS: dict[str, Callable[..., Any]] = {
+    "torch device": make_device,
+    "torch Size": make_size,
+    **{f"{module} {kind}": make_set for module in ("builtins", "__builtin__") for kind in ("set", "frozenset")},
+    **{
+        f"{module} {pure}{kind}Path": partial(make_path, mark)
+        for module in ("pathlib", "pathlib._local")  # the latter is Python 3.13's
+        for pure in ("", "Pure")
+        for kind, mark in (("Posix", "/"), ("Windows", "\\"))
+    },
+}  # what options hold besides numbers and text
 FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "checkpoint": {
         "collections OrderedDict": make_ordered,
@@ -171,6 +215,7 @@ FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
         "numpy.core.multiarray scalar": make_scalar,
         "numpy._core.multiarray scalar": make_scalar,
         "_codecs encode": make_bytes,
+        **HARMLESS,
     },
     "vocabulary": {"collections OrderedDict": make_ordered},
 }
@@ -182,7 +227,7 @@ class Machine:
     def __init__(self, data: bytes, kind: str):
         self.file, self.size = io.BytesIO(data), len(data)
         self.functions, self.classes = FUNCTIONS[kind], CLASSES[kind]
-        self.names = {*self.functions, *self.classes, *(STORAGES if kind == "checkpoint" else ())}
+        self.names = {*self.functions, *self.classes, *((*STORAGES, *DTYPES) if kind == "checkpoint" else ())}
         self.storages: dict[str, Storage] = {}
         self.left = OPERATIONS
         self.tensors = 0
@@ -237,8 +282,8 @@ class Machine:
                 stack.append(self.memo[argument])
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[code])
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[code]())
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_SET" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}.get(code, list)())
             case "MARK":
                 self.below.append(stack)
                 self.stack = []
@@ -251,7 +296,10 @@ class Machine:
             case "APPEND" | "SETITEM":
                 items = [stack.pop() for _ in range(1 + (code == "SETITEM"))]
                 self.fill(code, items[::-1])
-            case "APPENDS" | "SETITEMS":
+            case "FROZENSET":
+                self.stack = self.below.pop()
+                self.stack.append(list(stack))
+            case "APPENDS" | "SETITEMS" | "ADDITEMS":
                 self.stack = self.below.pop()
                 self.fill(code, stack)
             case "GLOBAL":
@@ -275,17 +323,17 @@ class Machine:
     def fill(self, code: str, items: list[Any]) -> None:
         """Put ``items`` into the list or dictionary on the stack."""
         target = self.stack[-1]
-        if not isinstance(target, list if code.startswith("APPEND") else dict):
+        if not isinstance(target, list if code.startswith(("APPEND", "ADD")) else dict):
             raise Refused(f"its pickle makes no sense at {code}")
         if isinstance(target, list):
             target.extend(items)
         else:
             target.update((key_of(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
-    def find(self, name: str) -> Name:
+    def find(self, name: str) -> Name | str:
         if name not in self.names:
             raise Refused(f"it asks for {show('.'.join(name.split()))}, which no such file needs")
-        return Name(name)
+        return name.replace(" ", ".") if name in DTYPES else Name(name)
 
     def make(self, code: str, callee: Any, arguments: Any) -> Any:
         """What our own constructor of that name makes of the arguments, or an instance without attributes."""

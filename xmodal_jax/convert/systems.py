@@ -64,6 +64,19 @@ VSE_INFTY = {
 }
 VSE_INFTY_STATS = layer("image_mlp/norm", "img/mlp.bns.0", RUNNING)
 ADAPT_STATS = layer("filtered/norm", "similarity.norm.norm", RUNNING)
+CHAN = {
+    **layer("project", "img/fc"),
+    "embed/embedding": "txt/embed.weight",
+    **gru("gru", "txt/rnn"),
+}
+CHAN_ATTENTION = {
+    **layer("attention/norm", "img/feedforward.ln", {"scale": "weight", "bias": "bias"}),
+    **layer("attention/query_key_value", "img/feedforward.attn", {"kernel": "in_proj_weight", "bias": "in_proj_bias"}),
+    **layer("attention/out", "img/feedforward.attn.out_proj"),
+}
+SGRAF_NORMS = {"image_whole/local_norm": "sim/v_global_w.embedding_local.1"}
+SGRAF_NORMS |= {"image_whole/mean_norm": "sim/v_global_w.embedding_global.1"}
+SAF_NORM = {"pairs/reason/norm": "sim/SAF_module.bn"}
 
 
 def adapt_names(direction: str) -> Names:
@@ -76,6 +89,24 @@ def adapt_names(direction: str) -> Names:
         **layer("conditioner/gamma", f"similarity.adapt_{side}.fc_gamma.0"),
         **layer("conditioner/beta", f"similarity.adapt_{side}.fc_beta.0"),
     }
+
+
+def sgraf_names(variant: str, steps: int, bidirectional: bool) -> Names:
+    names = layer("image_encoder", "img/fc") | {"embed/embedding": "txt/embed.weight"}
+    names |= gru("context", "txt/cap_rnn", bidirectional=bidirectional)
+    for ours, theirs in (("image_whole", "sim/v_global_w"), ("text_whole", "sim/t_global_w")):
+        for part, kind in (("local", "local"), ("mean", "global"), ("weight", "common")):
+            names |= layer(f"{ours}/{part}", f"{theirs}.embedding_{kind}.0")
+    for part, theirs in (("local", "sim_tranloc_w"), ("whole", "sim_tranglo_w"), ("final", "sim_eval_w")):
+        names |= layer(f"pairs/{part}", f"sim/{theirs}")
+    if variant == "saf":
+        names |= layer("pairs/reason/gate", "sim/SAF_module.attn_sim_w")
+    for step in range(steps if variant == "sgr" else 0):
+        for part, theirs in (("query", "graph_query_w"), ("key", "graph_key_w"), ("out", "sim_graph_w")):
+            names |= layer(f"pairs/reason/{part}_{step}", f"sim/SGR_module.{step}.{theirs}")
+    for ours, theirs in (SGRAF_NORMS | (SAF_NORM if variant == "saf" else {})).items():
+        names |= layer(ours, theirs, {"scale": "weight", "bias": "bias"})
+    return names
 
 
 def layout(ours: str, array: Any) -> Any:
@@ -93,6 +124,7 @@ class Recipe(NamedTuple):
     vocabulary: int  # words; a table may have further rows
     unused: str = r"(?!)"  # regular expression of tensors that nothing reads when a model is used
     notes: tuple[str, ...] = ()
+    cut: bool = False  # our word tables end with the words; rows behind them are left out
 
 
 class Options:
@@ -249,11 +281,63 @@ def adapt(state: State, options: Options) -> Recipe:
     return Recipe(config, adapt_names(direction), ADAPT_STATS, (None, feature), rows, unused, (note,))
 
 
+def sgraf(state: State, options: Options) -> Recipe:
+    """SGR or SAF of Paranioar/SGRAF, one of which a checkpoint holds."""
+    options.must(no_imgnorm=False, no_txtnorm=False)
+    dim, feature, rows, word = precomputed(state, options)
+    variant = options.choice("module_name", "SGR", ("SGR", "SAF")).lower()
+    size = sizes(state, "sim/sim_tranloc_w.weight", "txt/embed.weight")[0]
+    steps = sum(bool(re.fullmatch(r"sim/SGR_module\.\d+\.graph_query_w\.weight", name)) for name in state)
+    options.must(sim_dim=size, **({"sgr_step": steps} if variant == "sgr" else {}))
+    config = start(f"sgraf.py:{variant}", options)
+    config.model.embed_dim, config.model.word_dim, config.model.similarity_dim = dim, word, size
+    config.model.steps = steps or config.model.steps
+    config.model.bidirectional = options.flag("bi_gru", True)
+    norms = SGRAF_NORMS | (SAF_NORM if variant == "saf" else {})
+    stats = {name: tensor for ours, theirs in norms.items() for name, tensor in layer(ours, theirs, RUNNING).items()}
+    note = (
+        f"this is {variant.upper()} alone; the published SGRAF is the mean of its scores and those of the other "
+        "half. A batch norm has parameters for each place of 36 regions, so images want their regions in the order of "
+        "training"
+    )
+    names = sgraf_names(variant, steps, config.model.bidirectional)
+    return Recipe(config, names, stats, (None, feature), rows, r".*\.num_batches_tracked", (note,))
+
+
+def chan(state: State, options: Options) -> Recipe:
+    """CHAN of ppanzx/CHAN with its bi-GRU; its last word is <mask>."""
+    options.must(text_enc_type="bigru", no_imgnorm=False, no_txtnorm=False)
+    dim, feature, rows, word = precomputed(state, options)
+    heads = {"basic": 0, "selfattention": 8}[options.choice("precomp_enc_type", "basic", ("basic", "selfattention"))]
+    codings = {"VHACoding": "t2i", "THACoding": "i2t"}
+    pools = {"LSEPooling": "lse", "MeanPooling": "mean", "SumPooling": "sum", "MaxPooling": "max"}
+    config = start("chan.py:chan", options)
+    config.model.embed_dim, config.model.word_dim, config.model.heads = dim, word, heads
+    config.model.direction = codings[options.choice("coding_type", "", codings)]
+    config.model.pool = pools[options.choice("pooling_type", "", pools)]
+    config.model.temperature = options.number("belta", 0.1)
+    note = (
+        "padded regions are not attended to; the original code attends to them, so images with fewer regions than the "
+        "others of their batch score a little differently there"
+    )
+    notes = ("the word table's last row, <mask>, is left out: no caption has it", *((note,) if heads else ()))
+    names = CHAN | (CHAN_ATTENTION if heads else {})
+    # A linear map behind the GRU exists in the original and is never called.
+    return Recipe(config, names, {}, (None, feature), rows - 1, r"txt/fc\..*", notes, cut=True)
+
+
 SYSTEMS: dict[str, Callable[[State, Options], Recipe]] = {
     "vsepp": vsepp,
     "scan": scan,
     "vse_infty": vse_infty,
     "adapt": adapt,
+    "sgraf": sgraf,
+    "chan": chan,
+}
+PARTS = {  # what a checkpoint has a state each of; ADAPT's has one of everything
+    "adapt": ("",),
+    "sgraf": ("img/", "txt/", "sim/"),
+    "chan": ("img/", "txt/", "sim/", "loss/"),
 }
 
 
@@ -270,10 +354,11 @@ def split(system: str, tree: Any) -> tuple[dict[str, np.ndarray], Options]:
         CheckpointError: the checkpoint does not have the form that the system's trainer saves.
     """
     whole = system == "adapt"
-    form, key = ("all tensors", "args") if whole else ("the states of images and texts", "opt")
+    prefixes = PARTS.get(system, ("img/", "txt/"))
+    further = f" and {len(prefixes) - 2} more" if len(prefixes) > 2 else ""
+    form, key = ("all tensors", "args") if whole else (f"the states of images and texts{further}", "opt")
     model, options = (tree.get(part) if isinstance(tree, dict) else None for part in ("model", key))
     states: list[Any] = [model] if whole else model if isinstance(model, list) else []
-    prefixes = ("",) if whole else ("img/", "txt/")
     if (
         not isinstance(options, dict)
         or len(states) != len(prefixes)

@@ -2,59 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.errors import DataError, require
+from xmodal_jax.data.pictures import read_picture
 from xmodal_jax.inference.shapes import fill
-
-PIXELS = 20_000_000  # of a picture, by its header
-FORMATS = ("JPEG", "PNG", "WEBP")
-
-
-def read_picture(source: Any, side: int | None = None) -> np.ndarray:
-    """Pixels [H, W, 3] uint8 of a file, its bytes, a PIL image or an array; made smaller where a side exceeds ``side``.
-
-    The number of pixels is read from the header: a few kilobytes may unfold to gigabytes.
-
-    Raises:
-        DataError: not a picture of a known format, a broken one, or more than 20 million pixels.
-    """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise DataError(f"A picture is uint8 [height, width, 3], not {source.dtype} {list(source.shape)}.")
-        return source
-    require("PIL", "image")
-    from PIL import Image
-
-    name = source if isinstance(source, str | os.PathLike) else "the picture"
-    if isinstance(source, Image.Image):
-        return np.asarray(source.convert("RGB"))
-    try:
-        file: Any = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that are looked at here
-            with Image.open(file, formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > PIXELS:
-                    raise DataError(f"{name} has {width:,} x {height:,} pixels; at most {PIXELS:,} are read.")
-                if side is not None:
-                    picture.thumbnail((side, side))
-                return np.asarray(picture.convert("RGB"))
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such picture.") from None
-    except Exception as error:  # decoders raise of everything on broken files
-        # What decoders say of bytes speaks of Python's objects.
-        reason = f" ({error})".splitlines()[0] if str(error) and not isinstance(source, bytes) else ""
-        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} picture{reason}.") from None
 
 
 def scenes(picture: np.ndarray) -> dict[str, np.ndarray]:

@@ -120,7 +120,7 @@ class Pairs(nn.Module):
         self.reason = self.make_reason()
         self.local, self.whole, self.final = (linear(size, self.dtype) for size in (self.size, self.size, 1))
 
-    def attention(self, image: Item, text: Item) -> Float[Array, "b c r w"]:
+    def attention(self, image: Item, text: Item) -> Float[Array, "*n r w"]:
         """How words attend to regions, [..., R, W]; weights of a word add up to 1."""
         (region, region_mask), (word, word_mask) = image.part, text.part
         similar = jax.nn.leaky_relu(product("...rd,...wd->...rw", region, word, self.dtype), negative_slope=0.1)

@@ -38,7 +38,14 @@ ASSETS = {
 }
 ASKED = ("/search", "/search/picture", "/attend", "/caption", "/caption/picture", "/paraphrase")
 ROUTES = frozenset((*ASKED, "/examples", "/healthz", "/readyz", "/", "/docs", "/openapi.json", "/metrics", *ASSETS))
-PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+READ = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
+PICTURES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+}
 DECODERS = 2  # pictures that are decoded at a time: one of 20 million pixels takes some 100 MB
 TEXT, MOST = 2000, 1000  # characters of a query, answers to it
 RETRY = {"Retry-After": "1"}
@@ -120,9 +127,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 A_PICTURE = {
     "requestBody": {
         "required": True,
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(set(PICTURES.values()))
-        },
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in READ},
     }
 }
 
@@ -254,10 +259,17 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     async def picture(row: int) -> Response:
         state = live.state
         path = state.picture(row_of(state, row))
-        kind = PICTURES.get(path.suffix.lower()) if path else None
-        if path is None or kind is None or not path.is_file():
+        if path is None or not path.is_file():
             raise Missing(f"Item {row} has no picture here.")
-        return FileResponse(path, media_type=kind, headers={"cache-control": "private, max-age=300"})
+        headers = {"cache-control": "private, max-age=300"}
+        kind = PICTURES.get(path.suffix.lower())
+        if kind is None:  # a TIFF, say, which browsers do not show
+            try:
+                body = await asyncio.get_running_loop().run_in_executor(decoders, state.as_png, path)
+            except DataError:  # its words would name a file of this machine
+                raise Missing(f"Item {row} has no picture here.") from None
+            return Response(body, media_type="image/png", headers=headers)
+        return FileResponse(path, media_type=kind, headers=headers)
 
     @app.get("/healthz", summary="Whether the service is up, and what it serves")
     async def healthz() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import sys
 import threading
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.errors import DataError, XmodalError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
-from xmodal_jax.inference.pixels import EXTRACTORS, read_picture
+from xmodal_jax.inference.pixels import EXTRACTORS
 from xmodal_jax.inference.search import Hit, Searcher
 from xmodal_jax.inference.shapes import SIZES, WORDS
 from xmodal_jax.serve.batcher import BATCH
@@ -144,6 +146,14 @@ class State:
     def read(self, body: bytes) -> np.ndarray:
         """Pixels of an uploaded picture."""
         return read_picture(body, SIDE)
+
+    def as_png(self, path: Path) -> bytes:
+        """A picture of the gallery for a browser that does not show its format."""
+        from PIL import Image
+
+        body = io.BytesIO()
+        Image.fromarray(read_picture(path, SIDE, LARGE)).save(body, "PNG")
+        return body.getvalue()
 
     def describe(self, row: int) -> dict[str, Any]:
         """An image with its captions."""

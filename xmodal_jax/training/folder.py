@@ -1,6 +1,7 @@
 """The folder of a run: what stands in it beside checkpoints and logs, and how that is held against data and config.
 
 config.json       the resolved config
+finished.json     the last step, once that is done
 vocabulary.json   where the system reads tokens
 run.json          the data, its shapes, the vocabulary; SHA-256 of these files and of itself
 """
@@ -24,7 +25,7 @@ from xmodal_jax.training import lock, processes
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.types import Config, Facts, Inputs
 
-VOCABULARY = "vocabulary.json"
+VOCABULARY, FINISHED = "vocabulary.json", "finished.json"
 # What stands in a folder while it is claimed; with the config, written last, it is a run folder
 WRITTEN = (VOCABULARY, configs.RECORD, configs.FILE)
 FOLDERS = ("checkpoints", "manifests")
@@ -215,8 +216,11 @@ def claim(
             raise digest.refused(workdir, error) from error
         try:
             if begun(workdir):  # perhaps since this process has looked
-                configs.check_same(configs.read(workdir), config, workdir)
+                saved = configs.read(workdir)
+                configs.check_same(saved, config, workdir)
                 check_same_data(workdir, dataset, inputs, config)
+                if configs.is_longer(saved, config):
+                    _prolong(workdir, saved, config)
             else:
                 _write(workdir, config, dataset, inputs, facts, vocabulary)
         except BaseException:
@@ -230,6 +234,26 @@ def claim(
     processes.wait("run folder made")
     processes.check_shared(target)
     return held
+
+
+def _prolong(workdir: Path, saved: Config, config: Config) -> None:
+    """Write the epochs and steps of ``config`` into the folder, so that its run is the longer one from here on.
+
+    A kill at any point leaves the run as it was or the longer one: while the config is replaced, both are known.
+    """
+    longer = saved.copy_and_resolve_references()
+    longer.epochs, longer.steps = config.epochs, config.steps
+    record = read_record(workdir)
+    files: dict[str, Any] = dict(record.pop("files", {}))
+    record.pop("sha256", None)
+    text = configs.to_text(longer)
+    before, after = digest.sha256(workdir / configs.FILE), hashlib.sha256(text.encode()).hexdigest()
+    digest.remove(workdir / FINISHED)
+    _write_hashed(workdir, record, files | {configs.FILE: [before, after]})
+    digest.write(workdir / configs.FILE, text)
+    _write_hashed(workdir, record, files | {configs.FILE: after})
+    was, now = (f"{c.steps:,} steps" if c.steps else f"{c.epochs:g} epochs" for c in (saved, longer))
+    print(f"{workdir}: the run of {was} there goes on to {now}")
 
 
 def _unclaim(workdir: Path) -> None:
@@ -262,9 +286,13 @@ def write_record(workdir: Path, record: Mapping[str, Any], config: Config, files
     """Write the record, with hashes of ``files`` and of the config; then the config: a folder with it has the rest."""
     hashes = {name: digest.sha256(workdir / name) for name in files}
     hashes[configs.FILE] = hashlib.sha256(configs.to_text(config).encode()).hexdigest()
+    _write_hashed(workdir, record, hashes)
+    configs.save(config, workdir / configs.FILE)
+
+
+def _write_hashed(workdir: Path, record: Mapping[str, Any], hashes: Mapping[str, Any]) -> None:
     content = json_of({**record, "files": hashes})
     digest.write(workdir / configs.RECORD, json.dumps(content | {"sha256": digest.digest(content)}, indent=1) + "\n")
-    configs.save(config, workdir / configs.FILE)
 
 
 def shapes(facts: Facts) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from xmodal_jax import models
+from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Dataset, Split
 from xmodal_jax.errors import DataError, UsageError, require
@@ -25,7 +27,8 @@ from xmodal_jax.types import Repr
 
 INK, FAINT, STRANGE, PAPER, BOX = "#1c2733", "#5b6875", "#b3541e", "#ffffff", "#0b6bcb"
 COLUMNS, CELL = 7, 1.7  # of the page: pictures side by side, and their width in inches
-SHOWN = 3  # regions of a word that are outlined
+SIDE = 480  # pixels of a picture, more than a cell has
+SHOWN, FAINTEST = 3, 0.02  # regions of a word that are outlined, and how strongly at least
 
 
 class Pair(NamedTuple):
@@ -122,12 +125,7 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
 def _canvas(pair: Pair) -> np.ndarray:
     """The picture [H, W, 3] in 0..1, or a tinted sheet of its shape (a square, where that is unknown)."""
     if pair.picture is not None:
-        from PIL import Image
-
-        with Image.open(pair.picture) as picture:
-            small = picture.convert("RGB")
-            small.thumbnail((480, 480))  # more than a cell has pixels for
-            return np.asarray(small) / 255.0
+        return read_picture(pair.picture, SIDE, LARGE) / 255.0
     height, width = pair.size if min(pair.size) > 0 else (1, 1)
     scale = 240 / max(height, width)
     return np.broadcast_to([0.45, 0.67, 0.93], (max(round(height * scale), 1), max(round(width * scale), 1), 3))
@@ -172,17 +170,30 @@ def _draw_whole(axes: Any, pair: Pair, canvas: np.ndarray) -> None:
             _outline(axes, box, canvas, 0.2)
 
 
+def strength_of(weight: Float[np.ndarray, "r"]) -> Float[np.ndarray, "r"]:
+    """How strongly the regions of a word are drawn: 1 where it looks at one alone, 0 at an even share 1/R or less.
+
+    The scale is that of the service's page and the same for every word, so that one that looks nowhere in particular
+    is drawn so.
+    """
+    if not weight.sum() > 0:
+        return np.zeros_like(weight)
+    if len(weight) == 1:
+        return np.ones_like(weight)
+    return np.maximum(0.0, 1 + np.log(np.maximum(weight / weight.sum(), 1e-9)) / np.log(len(weight)))
+
+
 def _draw_word(axes: Any, pair: Pair, word: int, canvas: np.ndarray) -> None:
     weight, known = pair.weight[:, word], pair.known[word]
     total, top = weight.sum(), weight.max(initial=0.0)
-    strength = weight / (top or 1.0)
+    strength = strength_of(weight)
     axes.imshow(_lit(canvas, pair.boxes, strength))
-    order = [int(region) for region in np.argsort(-weight, kind="stable")[:SHOWN] if weight[region] > 0]
+    order = [int(region) for region in np.argsort(-weight, kind="stable")[:SHOWN] if strength[region] >= FAINTEST]
     for region in reversed(order):
         _outline(axes, pair.boxes[region], canvas, strength[region])
     title = shorten(pair.words[word]) if known else f"{shorten(pair.words[word])} ?"
     axes.set_title(title, fontsize=10, color=INK if known else STRANGE, weight="bold", parse_math=False, pad=3)
-    axes.set_xlabel(f"{top / total:.0%}" if order else "no region", fontsize=8, color=FAINT, labelpad=2)
+    axes.set_xlabel(f"{top / total:.0%}" if total > 0 else "no region", fontsize=8, color=FAINT, labelpad=2)
 
 
 def draw(pairs: Sequence[Pair], path: Path) -> None:
@@ -226,7 +237,13 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
         for axes in cells[1 + len(pair.words) :]:
             axes.axis("off")
     whole = all(np.allclose(pair.weight.sum(axis=0), 1.0, atol=1e-2) for pair in pairs)
-    note = f"Clearer: the word looks there more. Outlined: its first {SHOWN} regions. Per cent: the share of the first."
+    even = sorted({1 / max(len(pair.boxes), 1) for pair in pairs})
+    shares = " to ".join(f"{share:.1%}" for share in dict.fromkeys((even[0], even[-1])))
+    note = (
+        f"Clearer: the word looks there more; faded where it gives no more than an even share ({shares}), "
+        f"clear where it looks nowhere else. Outlined: of its first {SHOWN} regions those above that share. Per cent: "
+        "the share of the first."
+    )
     if not whole:
         note += " Regions look at words here; each word's weights are divided by their sum."
     if not all(known for pair in pairs for known in pair.known):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import require
@@ -65,15 +66,12 @@ def retrieve(
 
 
 def _picture(axes: Any, split: Split, row: int, colour: str, width: float) -> None:
-    from PIL import Image
-
     path = split.pictures[row]
     axes.set(xticks=[], yticks=[])
     if path is None:
         axes.text(0.5, 0.5, split.ids[row], ha="center", va="center", fontsize=7, wrap=True)
     else:
-        with Image.open(path) as picture:
-            axes.imshow(np.asarray(picture.convert("RGB")))
+        axes.imshow(read_picture(path, side=480, most=LARGE))
     for side in axes.spines.values():
         side.set(color=colour, linewidth=width)
 

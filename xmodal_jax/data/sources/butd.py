@@ -80,6 +80,8 @@ def _items(
         if found is None:
             continue
         features, boxes, size = found
-        picture = pictures.find([entry.files], report, entry.id)[0] if pictures else None
+        picture, shown = pictures.find([entry.files], report, entry.id) if pictures else (None, (0, 0))
+        if picture is not None and shown == size[::-1] != size:
+            report.add("picture that is shown turned, as its boxes' picture was not", image=entry.id, file=picture.name)
         captions = common.keep_captions(entry.captions, report, entry.id, json_path.name)
         yield Item(entry.id, captions, {"region": features}, boxes, size, picture)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmodal_jax.data.pictures import SUFFIXES, examine
 from xmodal_jax.data.records import Item
 from xmodal_jax.data.sources.matching import Index, Names
 from xmodal_jax.data.sources.text import looks_wrongly_decoded
 from xmodal_jax.errors import DataError, UsageError, require
 
 Splits = tuple[dict[str, Iterable[Item]], dict[str, int]]  # images of each split, and how many about
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 class Report:
@@ -134,28 +134,20 @@ class PictureFolder:
         report.say(how)
 
     def find(self, names: Names, report: Report, image: str, **where: Any) -> tuple[Path | None, tuple[int, int]]:
-        """Picture and (height, width), or (None, (0, 0)), which is reported."""
+        """Picture and its (height, width) as shown, or (None, (0, 0)), which is reported."""
         path = self.paths.get(_key(names))
         if path is None:
             report.add("image without its picture", image=image, **where)
             return None, (0, 0)
-        size = picture_size(path)
-        if size is None:
-            report.add("picture that cannot be decoded", image=image, file=path.name, **where)
+        try:
+            size, animated = examine(path)
+        except DataError as error:
+            report.add("picture that cannot be read", image=image, file=path.name, reason=str(error), **where)
             return None, (0, 0)
+        if animated:
+            report.add("animated picture, of which the first is read", image=image, file=path.name, **where)
         return path, size
 
 
 def _key(names: Names) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in names)
-
-
-def picture_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) from the picture's header, None if it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP")) as picture:
-            return picture.height, picture.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None

@@ -68,7 +68,9 @@ def add_convert(verbs) -> None:
         "a PyTorch checkpoint of the original code as a bundle, without running anything in it",
         "xmodal convert scan model_best.pth.tar --vocab f30k_precomp_vocab.json --out scan.bundle",
     )
-    parser.add_argument("system", choices=["vsepp", "scan", "vse_infty", "adapt"], help="whose code wrote it")
+    parser.add_argument(
+        "system", choices=["vsepp", "scan", "vse_infty", "adapt", "sgraf", "chan"], help="whose code wrote it"
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="model_best.pth.tar or another such file")
     parser.add_argument(
         "--vocab",
