@@ -49,6 +49,7 @@ def base(data: str) -> Config:
             "drop_last": False,
             "lengths": (16, 24, 32, 64),  # static caption lengths, a compilation each; longer captions are cut
             "minimum_count": 4,
+            "most_unknown": 0.5,  # share of unknown tokens from which on no training starts; 1 = never refused
             "dev_images": 1000,  # the originals select on the first 1,000 dev images; 0 = all
             "word_vectors": "",  # prefix of a words.txt / npy pair, or a GloVe text file
         }

@@ -23,6 +23,10 @@ from xmodal_jax.text.noise import noisy
 NOISE = "noise.json"  # the noise curve of a run, in its folder "eval"
 
 
+def open_run(path: Path, args: argparse.Namespace) -> Run:
+    return Run(Path(path), args.data, allow_unknown=args.allow_unknown)
+
+
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
     and Markdown, and to ``args.json``."""
@@ -33,6 +37,8 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
     table.to_screen(result, title=title)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}
+    if run.coverage:
+        content["unknown"] = run.coverage._asdict()
     markdown = table.to_markdown(result, title=title)
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     if said:
@@ -61,7 +67,7 @@ def ensemble(args: argparse.Namespace) -> int:
     if args.watch or args.step is not None:
         raise UsageError("--ensemble takes the best step of each run; leave out --watch and --step.")
     runs: list[Run | Fitted] = [
-        Fitted.load(path, args.data) if (path / BASELINE).is_file() else Run(path, args.data) for path in args.ensemble
+        Fitted.load(path, args.data) if (path / BASELINE).is_file() else open_run(path, args) for path in args.ensemble
     ]
     for run in runs[1:]:
         if run.dataset.identity != runs[0].dataset.identity:
@@ -94,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
         return ensemble(args)
     if args.scale:
         raise UsageError("--scale is for the members of an --ensemble.")
-    run = Run(Path(args.workdir), args.data)
+    run = open_run(args.workdir, args)
     if args.watch:
         return watch(run, args)
     step = run.step(args.step)

@@ -16,14 +16,15 @@ import numpy as np
 from xmodal_jax.data.order import Epoch, Sampler
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import DataError, UsageError, require
-from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.text.vocabulary import Coverage, Vocabulary
 from xmodal_jax.types import Batch, Images, Texts
 
 
 class Captions:
     """The captions of a split as a model reads them: tokens in one flat array, dense vectors row by row.
 
-    Captions of more than ``max(lengths)`` tokens are cut, ``<end>`` kept; ``cut`` counts them.
+    Captions of more than ``max(lengths)`` tokens are cut, ``<end>`` kept; ``cut`` counts them. ``coverage`` tells how
+    much of them the vocabulary knows.
 
     Args:
         captions: of each image.
@@ -45,9 +46,13 @@ class Captions:
         self.image = np.repeat(np.arange(len(captions)), self.counts)
         self.cut = 0
         self.flat: np.ndarray | None = None
+        self.coverage: Coverage | None = None
         self.lengths = np.ones(len(self.image), np.int64)
         if vocabulary:
-            tokens = [self._fit(vocabulary.encode(text)) for texts in captions for text in texts]
+            sentences = [text for texts in captions for text in texts]
+            whole = [vocabulary.encode(text) for text in sentences]
+            self.coverage = vocabulary.coverage(sentences, whole)
+            tokens = [self._fit(row) for row in whole]
             self.lengths = np.array([len(caption) for caption in tokens], np.int64)
             self.first = np.concatenate([[0], np.cumsum(self.lengths)])
             self.flat = np.fromiter((t for caption in tokens for t in caption), np.int32, self.first[-1])

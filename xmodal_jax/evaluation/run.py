@@ -18,7 +18,9 @@ from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.speak import Said, Speaker, speech
 from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.text import unknown
 from xmodal_jax.text.generation import Decoding
+from xmodal_jax.text.vocabulary import Coverage
 from xmodal_jax.training import folder
 from xmodal_jax.training.checkpoint import Checkpoints, flat
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
@@ -29,8 +31,9 @@ from xmodal_jax.types import Config
 class Run:
     """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints."""
 
-    def __init__(self, workdir: Path, data: str | None = None):
-        self.workdir = workdir
+    def __init__(self, workdir: Path, data: str | None = None, *, allow_unknown: bool = False):
+        self.workdir, self.allow_unknown = workdir, allow_unknown
+        self.coverage: Coverage | None = None  # of the captions that were read last
         self.config: Config = configs.read(workdir)
         self.inputs = inputs_of(self.config)
         self.record = folder.read_record(workdir)
@@ -134,6 +137,11 @@ class Run:
         reader, captions = self.reader(split), self.captions(split)
         if captions.cut:
             print(f"{captions.cut:,} captions are longer than {max(self.config.data.lengths)} tokens and were cut.")
+        self.coverage = captions.coverage
+        if captions.coverage:
+            remedy = "name data in the language of the run's captions, or give --allow-unknown"
+            most = 1.0 if self.allow_unknown else unknown.REFUSE
+            print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n")
         variables, weights = self.variables(step)
         stacks = self.evaluator.representations(variables, reader, captions, quiet=False)
         return Member(self.evaluator.score, variables, *stacks), captions.image, weights

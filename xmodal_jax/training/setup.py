@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalErro
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
+from xmodal_jax.text import unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import checks, folder, schedules
+from xmodal_jax.training import checks, folder, processes, schedules
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
@@ -110,6 +112,7 @@ def setup(config: Config, workdir: Path) -> Parts:
     for stage in stages:
         stage_optimiser(stage, initial.params)
     resumed = folder.begun(workdir)
+    tell_captions(config, {"train": captions, "dev": dev_captions}, vocabulary, refuse=not resumed)
     if not resumed:
         initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
 
@@ -152,6 +155,27 @@ def make_captions(
         raise DataError(f'{split.dataset.directory}: split "{split.name}" has no captions.')
     dense = {name: split.text_feature(name) for name in inputs.text if name != "token"}
     return Captions(captions, vocabulary, config.data.lengths, dense)
+
+
+def tell_captions(
+    config: Config, parts: Mapping[str, Captions], vocabulary: Vocabulary | None, *, refuse: bool
+) -> None:
+    """Print how much of the captions the system reads. Raises DataError where ``refuse`` and that is too little."""
+    known = {name: captions.coverage for name, captions in parts.items() if captions.coverage}
+    if vocabulary is None or not known:
+        return
+    remedy = (
+        "give more captions or --config.data.minimum_count=1, or train all the same with --config.data.most_unknown=1"
+    )
+    lines = unknown.judge(known, most=config.data.most_unknown if refuse else 1.0, remedy=remedy)
+    lines += [
+        f"captions of {name}: {captions.cut:,} of {len(captions):,} are longer than {max(config.data.lengths)} tokens "
+        "and are cut (--config.data.lengths)"
+        for name, captions in parts.items()
+        if captions.cut
+    ]
+    if processes.first():
+        print(f"vocabulary: {len(vocabulary):,} {vocabulary.tokens}", *lines, sep="\n")
 
 
 # The stages

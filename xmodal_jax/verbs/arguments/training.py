@@ -47,6 +47,9 @@ def add_eval(verbs) -> None:
     parser.add_argument(
         "--data", type=Path, help="the data set where it has moved since training, or another, kept in a record apart"
     )
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="rank captions of which the vocabulary knows less than half, too"
+    )
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
