@@ -63,6 +63,7 @@ def base(data: str) -> Config:
             "anneal": 0.0,  # ADAPT's eta: hardness 1 - eta ** step
             "hinge_power": 1.0,  # exponent of each hinge
             "mask_same_image": False,
+            "mask_same_text": False,  # equal captions of different images are no negatives
         }
     )
     config.weights = ConfigDict({"rank": 1.0})

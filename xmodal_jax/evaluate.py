@@ -12,7 +12,7 @@ from pathlib import Path
 from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
-from xmodal_jax.data.pipeline import Captions
+from xmodal_jax.data.pipeline import Captions, text_ids
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import speak, table
 from xmodal_jax.evaluation.run import Run
@@ -31,7 +31,7 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
     and Markdown, and to ``args.json``."""
     split = args.split
-    result = run.table(step, split, args.protocol)
+    result = run.table(step, split, args.protocol, shared=args.duplicates == "shared")
     reached = run.checkpoints.reached(step)
     chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
@@ -46,7 +46,8 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
         markdown += "\n" + speak.to_markdown(said)
     text = json.dumps(content, indent=1) + "\n"
-    keep(run, {f"{split}-{step}.json": text, f"{split}-{step}.md": markdown}, args.json, text)
+    name = f"{split}-{step}" + ("-shared" if args.duplicates == "shared" else "")  # a figure of another kind
+    keep(run, {f"{name}.json": text, f"{name}.md": markdown}, args.json, text)
 
 
 def keep(run: Run, files: Mapping[str, str], copy: Path | None, text: str) -> None:
@@ -81,7 +82,8 @@ def ensemble(args: argparse.Namespace) -> int:
         known = [part[0] for part in parts] if args.split == "dev" else [run.vote("dev")[0] for run in runs]
         members = [scaled(member, by) for member, by in zip(members, known, strict=True)]
     weights = "/".join(sorted({part[2] for part in parts}))
-    result = rank_table(members, owner, count, protocol=args.protocol, weights=weights)
+    options = {"text_id": text_ids(runs[0].dataset.split(args.split)), "shared": args.duplicates == "shared"}
+    result = rank_table(members, owner, count, protocol=args.protocol, weights=weights, **options)
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
     table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
@@ -123,9 +125,9 @@ def noise_curve(run: Run, step: int, args: argparse.Namespace) -> int:
     print(f"{'noise':>6}{'i2t R@1':>9}{'R@10':>7}{'t2i R@1':>9}{'R@10':>7}{'rsum':>8}")
     for share in sorted(set(args.char_noise)):
         captions = Captions(noisy(split.captions, share, 0), run.vocabulary, run.config.data.lengths)
-        result = run.evaluator.table(
-            variables, reader, captions, protocol=args.protocol, weights=weights, quiet=True, draws=0
-        )
+        options = {"protocol": args.protocol, "weights": weights, "text_id": text_ids(split)}
+        options["shared"] = args.duplicates == "shared"
+        result = run.evaluator.table(variables, reader, captions, quiet=True, draws=0, **options)
         about = {**run.about, "char_noise": share, "split": args.split, "step": step}
         results.append({**about, **table.to_json(result)})
         i2t, t2i = result.i2t, result.t2i

@@ -24,6 +24,7 @@ from xmodal_jax.data.records import Dataset, Split, finite, open_dataset, verify
 from xmodal_jax.errors import DataError
 from xmodal_jax.progress import Progress
 from xmodal_jax.text import unknown
+from xmodal_jax.text.same import plain
 from xmodal_jax.text.vocabulary import MINIMUM, Coverage
 
 EXAMPLES = 3
@@ -107,18 +108,13 @@ def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def _plain(caption: str) -> str:
-    """What makes two captions the same one: lower case, single spaces."""
-    return " ".join(caption.lower().split())
-
-
 def _check_captions(split: Split, findings: Findings) -> list[str]:
     """Empty, repeated and very long captions; returns all in plain form."""
-    plain: list[str] = []
+    everything: list[str] = []
     empty, twice, long = [], [], []
     for image, captions in zip(split.ids, split.captions, strict=True):
-        forms = [_plain(caption) for caption in captions]
-        plain += forms
+        forms = [plain(caption) for caption in captions]
+        everything += forms
         if "" in forms:
             empty.append(image)
         if len(set(forms)) < len(forms):
@@ -131,12 +127,12 @@ def _check_captions(split: Split, findings: Findings) -> list[str]:
         findings.add("warnings", f"{name}: {_number(len(twice), 'image')} with the same caption twice", twice)
     if long:
         findings.add("warnings", f"{name}: {_number(len(long), 'caption')} of more than {LONG} words, by image", long)
-    repeated = {form: count for form, count in Counter(plain).items() if count > 1 and form}
+    repeated = {form: count for form, count in Counter(everything).items() if count > 1 and form}
     if repeated:
         examples = [f'"{_short(form)}" x {count}' for form, count in Counter(repeated).most_common(EXAMPLES + 1)]
         surplus = sum(repeated.values()) - len(repeated)
         findings.add("warnings", f"{name}: {_number(surplus, 'caption')} already in it", examples)
-    return plain
+    return everything
 
 
 def _check_known(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from xmodal_jax import config as configs
-from xmodal_jax.data.pipeline import Captions, FeatureReader
+from xmodal_jax.data.pipeline import Captions, FeatureReader, text_ids
 from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.evaluation import table
@@ -143,8 +143,7 @@ class Run:
             most = 1.0 if self.allow_unknown else unknown.REFUSE
             print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n")
         variables, weights = self.variables(step)
-        stacks = self.evaluator.representations(variables, reader, captions, quiet=False)
-        return Member(self.evaluator.score, variables, *stacks), captions.image, weights
+        return self.evaluator.member(variables, reader, captions, quiet=False), captions.image, weights
 
     def vote(self, split: str) -> tuple[Member, Int[np.ndarray, " c"], str]:
         """The best step as a member of an ensemble, as :meth:`member` gives it."""
@@ -153,7 +152,9 @@ class Run:
     def __str__(self) -> str:
         return f"{self.workdir} step {self.checkpoints.best():,}"
 
-    def table(self, step: int, split: str, protocol: str) -> table.Table:
-        """The recall table of one step."""
+    def table(self, step: int, split: str, protocol: str, *, shared: bool = False) -> table.Table:
+        """The recall table of one step; ``shared``: equal captions are positives of all their images."""
         member, owner, weights = self.member(step, split)
-        return rank_table([member], owner, len(self.dataset.split(split)), protocol=protocol, weights=weights)
+        options = {"text_id": text_ids(self.dataset.split(split)), "shared": shared}
+        count = len(self.dataset.split(split))
+        return rank_table([member], owner, count, protocol=protocol, weights=weights, **options)

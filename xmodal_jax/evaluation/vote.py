@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+import scipy.sparse
+from jaxtyping import Bool, Int
 
 from xmodal_jax.evaluation import protocols, rank, table
 from xmodal_jax.types import Repr
@@ -22,6 +24,7 @@ class Member(NamedTuple):
     variables: Any
     images: Repr
     texts: Repr
+    read_id: Int[np.ndarray, " c"] | None = None  # equal where captions are the same to the system
 
     def pick(self, image: Any, caption: Any) -> Member:
         """The items at two indices or slices."""
@@ -29,7 +32,8 @@ class Member(NamedTuple):
             jax.tree.map(lambda leaf, index=index: leaf[index], stack)
             for stack, index in ((self.images, image), (self.texts, caption))
         )
-        return self._replace(images=images, texts=texts)
+        read_id = None if self.read_id is None else self.read_id[caption]
+        return self._replace(images=images, texts=texts, read_id=read_id)
 
     def scores(self) -> Any:
         return self.score(self.variables, self.images, self.texts)
@@ -43,22 +47,107 @@ def rank_table(
     protocol: str,
     weights: str,
     draws: int = 1000,
+    text_id: Int[np.ndarray, " c"] | None = None,
+    shared: bool = False,
 ) -> table.Table:
-    """The recall table of stacks whose caption c belongs to image ``owner[c]``; members vote by their mean score."""
+    """The recall table of stacks whose caption c belongs to image ``owner[c]``; members vote by their mean score.
+
+    Args:
+        text_id: equal where captions are the same to a reader; all differ by default.
+        shared: whether equal captions are positives of all their images, not of their own image alone.
+    """
     folds, why = protocols.choose(protocol, n_images)
-    results = []
+    text_id = np.arange(len(owner)) if text_id is None else text_id
+    results, positives, equal, tied = [], [], 0, np.zeros(2, np.int64)
     for fold in folds:
         inside = np.isin(owner, fold)
         local = np.searchsorted(fold, owner[inside])
-        picked = [member.pick(fold, inside) for member in members]
+        block = score_block([member.pick(fold, inside) for member in members])
+        same = Positives(local, text_id[inside], len(fold))
+        counts = rank.blocked_counts(
+            block,
+            local,
+            len(fold),
+            positive_block=same.block if shared else None,
+            image_block=IMAGE_BLOCK,
+            caption_block=CAPTION_BLOCK,
+        )
+        results.append((*counts[:2], local))
+        positives.append(same.counts if shared else None)
+        equal += same.equal
+        tied += [counts.i2t_tied.sum(), counts.t2i_tied.sum()]
+    duplicates = table.Duplicates(shared, equal, tuple(tied.tolist()))
+    numbers = positives if shared else None
+    return table.make_table(results, numbers, protocol=why, weights=weights, draws=draws, duplicates=duplicates)
 
-        def block(image: slice, caption: slice, picked: Sequence[Member] = picked) -> Any:
-            total, *others = (member.pick(image, caption).scores() for member in picked)
-            return sum(others, start=total) / len(picked)
 
-        ranks = rank.blocked_ranks(block, local, len(fold), image_block=IMAGE_BLOCK, caption_block=CAPTION_BLOCK)
-        results.append((*ranks, local))
-    return table.make_table(results, protocol=why, weights=weights, draws=draws)
+class Positives:
+    """The pairs of an image and a caption that it has, or that equals one which it has.
+
+    Args:
+        row: [C] the image of each caption.
+        text_id: [C] equal where captions are.
+        n_images: B.
+    """
+
+    def __init__(self, row: Int[np.ndarray, " c"], text_id: Int[np.ndarray, " c"], n_images: int):
+        _, self.text = np.unique(text_id, return_inverse=True)
+        pairs = np.unique(np.stack([row, self.text], axis=1), axis=0)
+        self.texts = int(self.text.max(initial=0)) + 1  # distinct ones
+        self.has = scipy.sparse.csr_array((np.ones(len(pairs), bool), pairs.T), shape=(n_images, self.texts))
+
+    def block(self, image: slice, caption: slice) -> Bool[np.ndarray, "b c"]:
+        """The pairs of some images and captions."""
+        return self.has[image].toarray()[:, self.text[caption]]
+
+    @functools.cached_property
+    def _images(self) -> Int[np.ndarray, " c"]:
+        """How many images have the text of each caption."""
+        return np.bincount(self.has.indices, minlength=self.texts)[self.text]
+
+    @property
+    def counts(self) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]:
+        """Positives of each image, and of each caption."""
+        captions = np.bincount(self.text, minlength=self.texts)
+        return self.has.astype(np.int64) @ captions, self._images
+
+    @property
+    def equal(self) -> int:
+        """Captions whose text another image has too."""
+        return int((self._images > 1).sum())
+
+
+def score_block(members: Sequence[Member]) -> Callable[[slice, slice], Any]:
+    """What gives the mean scores [b, c] of an image slice and a caption slice.
+
+    Scores of one pair from two blocks need not have the same bits. So where captions repeat, each distinct one is
+    scored once with an image, and all captions that are equal to every member take that score.
+    """
+
+    def score(image: slice, caption: Any) -> Any:
+        total, *others = (member.pick(image, caption).scores() for member in members)
+        return sum(others, start=total) / len(members)
+
+    known = [member.read_id for member in members if member.read_id is not None]
+    if len(known) < len(members):
+        return score
+    _, index, inverse = np.unique(np.stack(known), axis=1, return_index=True, return_inverse=True)
+    first, place, kept = np.asarray(index), np.asarray(inverse).ravel(), {}
+    if len(first) == len(place):
+        return score
+
+    def gather(image: slice, caption: slice) -> Any:
+        if image.start not in kept:
+            if sum(part.nbytes for part in kept.values()) > rank.KEPT:
+                kept.clear()
+            parts = [(span, np.asarray(score(image, first[span]))) for span, _ in rank.spans(len(first), CAPTION_BLOCK)]
+            whole = np.zeros((image.stop - image.start, len(first)), parts[0][1].dtype)
+            for span, part in parts:
+                whole[:, span] = part
+            kept[image.start] = whole
+        return kept[image.start][:, place[caption]]
+
+    return gather
 
 
 def scaled(member: Member, by: Member) -> Member:

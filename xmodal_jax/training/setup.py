@@ -184,6 +184,7 @@ def tell_captions(
 def make_stages(config: Config, reader: FeatureReader, captions: Captions, inputs: Inputs) -> list[Stage]:
     """The stages with their batches and steps; ``steps`` counts where positive, else ``epochs``."""
     stages: list[Stage] = []
+    captions.mark = any(stage.loss.get("mask_same_text") for stage in configs.stages(config))
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for stage in configs.stages(config):
         data = stage.data
@@ -224,9 +225,10 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
             known = ", ".join(chunked.LOSSES)
             raise UsageError(f'The loss "{config.loss.name}" cannot be taken in chunks (config.chunk), only {known}.')
         rank_loss = chunked.LOSSES[config.loss.name]
-    weights, mask = dict(config.weights), config.loss.mask_same_image
+    weights = dict(config.weights)
+    masks = bool(config.loss.mask_same_image), bool(config.loss.get("mask_same_text"))
     extras = tuple(name for name in ("pairing", "image_scores", "text_scores") if name in parameters)
-    return Objective(rank_loss, options, weights, mask, block, mesh, extras, config.chunk)
+    return Objective(rank_loss, options, weights, *masks, block, mesh, extras, config.chunk)
 
 
 def schedule_of(stage: Stage) -> optax.Schedule:

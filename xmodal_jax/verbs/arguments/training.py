@@ -43,6 +43,12 @@ def add_eval(verbs) -> None:
         default="auto",
         help="fold5: mean over five folds of 1,000 images",
     )
+    parser.add_argument(
+        "--duplicates",
+        choices=["separate", "shared"],
+        default="separate",
+        help="captions that equal one of another image are right for their own image alone, or for all of these",
+    )
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
     parser.add_argument(
         "--data", type=Path, help="the data set where it has moved since training, or another, kept in a record apart"
