@@ -15,6 +15,7 @@ from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions, text_ids
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import speak, table
+from xmodal_jax.evaluation.embeddings import load_array, load_map, recall
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.vote import rank_table, scaled
 from xmodal_jax.text.generation import Decoding
@@ -100,6 +101,10 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--json {args.json}: give a file in a folder that is there.")
     if args.ensemble:
         return ensemble(args)
+    if args.embeddings:
+        return arrays(args)
+    if args.map:
+        raise UsageError("--map is for --embeddings.")
     if args.scale:
         raise UsageError("--scale is for the members of an --ensemble.")
     run = open_run(args.workdir, args)
@@ -109,6 +114,23 @@ def main(args: argparse.Namespace) -> int:
     if args.char_noise:
         return noise_curve(run, step, args)
     report(run, step, args)
+    return 0
+
+
+def arrays(args: argparse.Namespace) -> int:
+    """The table of two .npy files of embeddings, whichever program wrote them."""
+    if args.map is None:
+        raise UsageError("--embeddings needs --map, a JSON list with the row of the image of each caption.")
+    unfit = {"--watch": args.watch, "--step": args.step is not None, "--data": args.data, "--scale": args.scale}
+    unfit |= {"--char-noise": args.char_noise, "--duplicates shared": args.duplicates == "shared"}
+    if given := [name for name, value in unfit.items() if value]:
+        raise UsageError(f"--embeddings are all that is looked at; leave out {', '.join(given)}.")
+    image, text = map(load_array, args.embeddings)
+    result = recall(image, text, load_map(args.map), protocol=args.protocol)
+    table.to_screen(result, title=f"{args.embeddings[0]} and {args.embeddings[1]}, inner products", chance=True)
+    if args.json:
+        content = {"embeddings": list(map(str, args.embeddings)), "map": str(args.map), **table.to_json(result)}
+        digest.write(args.json, json.dumps(content, indent=1) + "\n")
     return 0
 
 

@@ -52,6 +52,9 @@ class Table(NamedTuple):
     draws: int
     duplicates: Duplicates = Duplicates()
 
+    def __str__(self) -> str:
+        return "\n".join(to_lines(self, chance=True))
+
 
 def recall(ranks: Int[np.ndarray, " n"]) -> Recall:
     """Metrics of 0-based ranks [N]."""
@@ -207,13 +210,19 @@ def _kind(table: Table) -> str:
     return "shared" if table.duplicates.shared else "separate"
 
 
-def to_screen(table: Table, *, title: str, chance: bool = False) -> None:
-    """Print the table in the papers' layout; ``chance`` adds the row of a random ranking."""
+def to_lines(table: Table, *, chance: bool = False) -> list[str]:
+    """Notes and the table in the papers' layout; ``chance`` adds the row of a random ranking."""
     half = sum(WIDTHS[:5])
-    print(title, *_notes(table), sep="\n")
-    print(f"{'':9}{'image to text':^{half}}{'text to image':^{half + 2}}".rstrip())
+    lines = [*_notes(table), f"{'':9}{'image to text':^{half}}{'text to image':^{half + 2}}".rstrip()]
     for label, cells in [("", HEAD), *_lines(table, chance)]:
-        print(f"{label:9}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip())
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+        lines.append(f"{label:9}{row}".rstrip())
+    return lines
+
+
+def to_screen(table: Table, *, title: str, chance: bool = False) -> None:
+    """Print :func:`to_lines` below a title."""
+    print(title, *to_lines(table, chance=chance), sep="\n")
 
 
 def to_markdown(table: Table, *, title: str, chance: bool = False) -> str:

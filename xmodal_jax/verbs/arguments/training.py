@@ -35,6 +35,16 @@ def add_eval(verbs) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path)
     which.add_argument("--ensemble", type=Path, nargs="+", metavar="W", help="runs whose score matrices are averaged")
+    which.add_argument(
+        "--embeddings",
+        type=Path,
+        nargs=2,
+        metavar=("IMAGE", "TEXT"),
+        help="two .npy arrays [items, numbers] of any program, scored by inner products",
+    )
+    parser.add_argument(
+        "--map", type=Path, metavar="JSON", help="of --embeddings: a list with the row of the image of each caption"
+    )
     parser.add_argument("--scale", action="store_true", help="ensemble: divide scores by their deviation on dev first")
     parser.add_argument("--split", default="test")
     parser.add_argument(
