@@ -88,7 +88,8 @@ def base(data: str) -> Config:
     )
     # Each stage overrides keys while it lasts: {"epochs": 15.0, "optim": {"lr": 2e-5}, "keep_optimiser": False}
     config.stages = ()
-    config.init = ConfigDict({"workdir": "", "skip": ()})
+    # Parameters of a run or a bundle to start from, all but those that match `skip`; with its words, not the captions'
+    config.init = ConfigDict({"workdir": "", "skip": (), "vocabulary": False})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})
     config.log = ConfigDict({"every_steps": 20, "tensorboard": True})

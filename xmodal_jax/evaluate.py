@@ -13,11 +13,14 @@ from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions, text_ids
+from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import speak, table
 from xmodal_jax.evaluation.embeddings import load_array, load_map, recall
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.vote import rank_table, scaled
+from xmodal_jax.inference import load
+from xmodal_jax.inference.table import recall_of
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.noise import noisy
 
@@ -103,6 +106,8 @@ def main(args: argparse.Namespace) -> int:
         return ensemble(args)
     if args.embeddings:
         return arrays(args)
+    if args.bundle:
+        return bundle(args)
     if args.map:
         raise UsageError("--map is for --embeddings.")
     if args.scale:
@@ -130,6 +135,25 @@ def arrays(args: argparse.Namespace) -> int:
     table.to_screen(result, title=f"{args.embeddings[0]} and {args.embeddings[1]}, inner products", chance=True)
     if args.json:
         content = {"embeddings": list(map(str, args.embeddings)), "map": str(args.map), **table.to_json(result)}
+        digest.write(args.json, json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """The table of a bundle on a prepared data set."""
+    if args.data is None:
+        raise UsageError("--bundle needs --data, a prepared data set.")
+    unfit = {"--watch": args.watch, "--step": args.step is not None, "--scale": args.scale, "--map": args.map}
+    if given := [name for name, value in (unfit | {"--char-noise": args.char_noise}).items() if value]:
+        raise UsageError(f"A bundle holds one state of a system; leave out {', '.join(given)}.")
+    system, dataset = load(args.bundle), open_dataset(args.data)
+    options = {"shared": args.duplicates == "shared", "allow_unknown": args.allow_unknown}
+    result = recall_of(system, args.data, args.split, protocol=args.protocol, **options)
+    name = dataset.manifest["name"]
+    table.to_screen(result, title=f"{args.bundle} ({system.system}) on {name} {args.split}", chance=True)
+    if args.json:
+        about = {"bundle": str(args.bundle), "manifest": system.fingerprint, "data": name, "split": args.split}
+        content = {**about, "identity": dataset.identity, **table.to_json(result)}
         digest.write(args.json, json.dumps(content, indent=1) + "\n")
     return 0
 

@@ -25,7 +25,7 @@ from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text import unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import checks, folder, processes, schedules
+from xmodal_jax.training import bundle, checks, folder, processes, schedules
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
@@ -251,7 +251,7 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
     Raises:
         UsageError: a system without words.
         DataError: word vectors that are missing or do not fit.
-        CheckpointError: the other run is missing, damaged, or does not fit.
+        CheckpointError: the other run or bundle is missing, damaged, or does not fit.
     """
     if config.data.word_vectors:
         params = with_word_vectors(params, config.data.word_vectors, vocabulary, model.word_tables)
@@ -259,16 +259,20 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
     if not source:
         return params
     other = Path(source)
-    saved, theirs = configs.read(other), folder.read_vocabulary(other)
+    theirs = folder.words_of(other)
     if theirs and vocabulary and theirs.words != vocabulary.words and not config.init.skip:
         raise CheckpointError(
             f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
-            f"{vocabulary.sha256[:8]} ({len(vocabulary):,}); name the embedding in --config.init.skip to leave it at "
-            "its initial value, or train on the same captions."
+            f"{vocabulary.sha256[:8]} ({len(vocabulary):,}); keep its words with --config.init.vocabulary=True, or "
+            "name the embedding in --config.init.skip to leave it at its initial value."
         )
-    checkpoints = Checkpoints(other, read_only=True)
-    tree = checkpoints.restore_model(checkpoints.best())
-    return warm_start(params, tree["ema"] if saved.ema else tree["params"], skip=config.init.skip, where=source)
+    if bundle.is_bundle(other):
+        values: Any = bundle.read_parameters(other)
+    else:
+        checkpoints = Checkpoints(other, read_only=True)
+        tree = checkpoints.restore_model(checkpoints.best())
+        values = tree["ema"] if configs.read(other).ema else tree["params"]
+    return warm_start(params, values, skip=config.init.skip, where=source)
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary | None, tables: str) -> Any:

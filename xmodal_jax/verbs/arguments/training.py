@@ -35,6 +35,7 @@ def add_eval(verbs) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path)
     which.add_argument("--ensemble", type=Path, nargs="+", metavar="W", help="runs whose score matrices are averaged")
+    which.add_argument("--bundle", type=Path, help="what `xmodal export` or `xmodal convert` wrote, on --data")
     which.add_argument(
         "--embeddings",
         type=Path,
@@ -90,13 +91,15 @@ def add_attend(verbs) -> None:
         "draw which regions of an image the words of a caption look at",
         'xmodal attend --workdir demo/run --image scene-0-000003 --caption "two red squares" --out attention.png',
     )
-    parser.add_argument("--workdir", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=Path, help="a run")
+    which.add_argument("--bundle", type=Path, help="or a bundle, on --data")
     parser.add_argument("--image", required=True, metavar="ID", help="an image of the data set")
     parser.add_argument("--caption", help="any text; by default the first caption of the image itself")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write")
     parser.add_argument("--split", help="where to look for the image; everywhere by default")
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
-    parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+    parser.add_argument("--data", type=Path, help="the data set, for a bundle or where it has moved since training")
 
 
 def add_baseline(verbs) -> None:
