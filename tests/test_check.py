@@ -12,6 +12,8 @@ from xmodal_jax.data.records import Item, open_dataset
 from xmodal_jax.data.writer import write
 from xmodal_jax.errors import DataError
 
+AS_GIVEN = {"minimum_count": 4, "allow_unknown": False}
+
 
 def image(name, *captions, value=None, picture=None):
     """An image whose features are made from its name, unless given."""
@@ -38,7 +40,7 @@ def test_a_clean_set(tmp_path, capsys):
         "words": [1, 2, 3],
         "pictures": 0,
     }
-    assert main(argparse.Namespace(directory=directory, json=tmp_path / "out.json")) == 0
+    assert main(argparse.Namespace(directory=directory, json=tmp_path / "out.json", **AS_GIVEN)) == 0
     assert json.loads((tmp_path / "out.json").read_text()) == result
     out = capsys.readouterr().out
     assert "verdict: clean (0 errors, 0 warnings)" in out and "region: 2 x 3 float16" in out and "1 to 2" in out
@@ -47,7 +49,7 @@ def test_a_clean_set(tmp_path, capsys):
 def judge(directory):
     """(errors, warnings); the exit code must follow the errors."""
     result = check(directory)
-    assert main(argparse.Namespace(directory=directory, json=None)) == (3 if result["errors"] else 0)
+    assert main(argparse.Namespace(directory=directory, json=None, **AS_GIVEN)) == (3 if result["errors"] else 0)
     return result["errors"], result["warnings"]
 
 

@@ -47,6 +47,13 @@ def test_an_unknown_query_is_refused_and_leaves_those_beside_it_alone(served):
     assert all(len(answer["hits"]) == 2 for answer in asyncio.run(together()))
 
 
+def test_a_sentence_that_is_too_long_says_so(served):
+    most = max(served.live.state.gallery.bundle.lengths)
+    long = served.post(text="red " * (most + 3), k=1).json()
+    assert (long["cut"], served.post(text="red", k=1).json()["cut"]) == (5, 0)  # with its start and end
+    assert "its last 5 words were not read" in results_of("red", long)
+
+
 def test_examples_come_from_the_gallery_and_have_answers(served):
     answer = served.client.get("/examples").json()
     captions = {line["caption"] for line in served.live.state.gallery.texts.lines}

@@ -10,12 +10,13 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import SAVED_ON_SIGNAL, UsageError, XmodalError
+from xmodal_jax.errors import SAVED_ON_SIGNAL, CutWarning, UsageError, XmodalError
 from xmodal_jax.verbs.arguments import EXIT_CODES, data, inference, training
 
 
@@ -97,6 +98,7 @@ def run(argv: Sequence[str]) -> int:
         parser.refuse(unknown[0], words)
     args.overrides = overrides
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and clu tell developers much that users cannot act on
+    warnings.simplefilter("ignore", CutWarning)  # verbs say it themselves
     try:
         if overrides and args.verb != "train":
             raise UsageError(f"{overrides[0]}: only `xmodal train` takes config overrides.")

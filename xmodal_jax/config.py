@@ -20,7 +20,7 @@ from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.types import Config
 
 # Changing these does not change what a run computes, so a resumed run may; the data itself is checked by hash.
-FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block", "data.dir")
+FREE = ("parallel", "log", "checkpoint", "collapse", "eval.batch_size", "block", "data.dir", "data.most_unknown")
 FILE, RECORD = "config.json", "run.json"  # of a run folder
 UNHASHED = {"data", "text", "model", "vocabulary"}  # all that earlier versions recorded
 RETIRED = ("data.boxes",)  # keys of earlier versions that nothing reads any more

@@ -122,6 +122,7 @@ def base(data: str) -> Config:
             "drop_last": False,
             "lengths": (16, 24, 32, 64),
             "minimum_count": 4,
+            "most_unknown": 0.5,
             "dev_images": 1000,
             "word_vectors": "",
         }
@@ -135,6 +136,7 @@ def base(data: str) -> Config:
             "anneal": 0.0,
             "hinge_power": 1.0,
             "mask_same_image": False,
+            "mask_same_text": False,  # equal captions of different images are no negatives
         }
     )
     config.weights = ConfigDict({"rank": 1.0})
@@ -157,7 +159,8 @@ def base(data: str) -> Config:
         }
     )
     config.stages = ()
-    config.init = ConfigDict({"workdir": "", "skip": ()})
+    # Parameters of a run or a bundle to start from, all but those that match `skip`; with its words, not the captions'
+    config.init = ConfigDict({"workdir": "", "skip": (), "vocabulary": False})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})
     config.log = ConfigDict({"every_steps": 20, "tensorboard": True, "tracker": ""})  # or "wandb", an extra

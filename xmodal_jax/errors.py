@@ -34,6 +34,10 @@ class NumericError(XmodalError):
     exit_code = 5
 
 
+class CutWarning(UserWarning):
+    """A text has more tokens than the system reads; the command line says so in words of its own."""
+
+
 SAVED_ON_SIGNAL = 75  # sysexits' EX_TEMPFAIL: run the same command again to go on
 
 

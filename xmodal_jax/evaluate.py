@@ -12,23 +12,31 @@ from pathlib import Path
 from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
-from xmodal_jax.data.pipeline import Captions
+from xmodal_jax.data.pipeline import Captions, text_ids
+from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.evaluation import ranks_file, speak, table
+from xmodal_jax.evaluation.embeddings import load_array, load_map, recall
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.speak import Said
 from xmodal_jax.evaluation.vote import Ranking, rank_split, scaled
+from xmodal_jax.inference import load
+from xmodal_jax.inference.table import recall_of
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.noise import noisy
 
 NOISE = "noise.json"  # the noise curve of a run, in its folder "eval"
 
 
+def open_run(path: Path, args: argparse.Namespace) -> Run:
+    return Run(Path(path), args.data, allow_unknown=args.allow_unknown)
+
+
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
     and Markdown, beside the ranks of all queries, and to ``args.json``."""
     split = args.split
-    ranking = run.rank(step, split, args.protocol)
+    ranking = run.rank(step, split, args.protocol, shared=args.duplicates == "shared")
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     record(run, step, split, ranking, said, copy=args.json)
 
@@ -50,14 +58,18 @@ def record(
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
     table.to_screen(result, title=title, chance=chance)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}
+    if run.coverage:
+        content["unknown"] = run.coverage._asdict()
     markdown = table.to_markdown(result, title=title)
     if said:
         print(*speak.to_lines(said), sep="\n")
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
         markdown += "\n" + speak.to_markdown(said)
     text = json.dumps(content, indent=1) + "\n"
-    files = {f"{split}-{step}.json": text, f"{split}-{step}.md": markdown, **ranks_of(run, step, split, ranking)}
-    keep(run, files, copy, text)
+    shared = ranking.duplicates.shared
+    name = f"{split}-{step}" + ("-shared" if shared else "")  # a figure of another kind
+    ranks = {} if shared else ranks_of(run, step, split, ranking)
+    keep(run, {f"{name}.json": text, f"{name}.md": markdown, **ranks}, copy, text)
     return result
 
 
@@ -86,7 +98,7 @@ def ensemble(args: argparse.Namespace) -> int:
     if args.watch or args.step is not None:
         raise UsageError("--ensemble takes the best step of each run; leave out --watch and --step.")
     runs: list[Run | Fitted] = [
-        Fitted.load(path, args.data) if (path / BASELINE).is_file() else Run(path, args.data) for path in args.ensemble
+        Fitted.load(path, args.data) if (path / BASELINE).is_file() else open_run(path, args) for path in args.ensemble
     ]
     for run in runs[1:]:
         if run.dataset.identity != runs[0].dataset.identity:
@@ -100,7 +112,8 @@ def ensemble(args: argparse.Namespace) -> int:
         known = [part[0] for part in parts] if args.split == "dev" else [run.vote("dev")[0] for run in runs]
         members = [scaled(member, by) for member, by in zip(members, known, strict=True)]
     weights = "/".join(sorted({part[2] for part in parts}))
-    result = rank_split(members, owner, count, protocol=args.protocol, weights=weights).table()
+    options = {"text_id": text_ids(runs[0].dataset.split(args.split)), "shared": args.duplicates == "shared"}
+    result = rank_split(members, owner, count, protocol=args.protocol, weights=weights, **options).table()
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
     table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
@@ -117,15 +130,57 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--json {args.json}: give a file in a folder that is there.")
     if args.ensemble:
         return ensemble(args)
+    if args.embeddings:
+        return arrays(args)
+    if args.bundle:
+        return bundle(args)
+    if args.map:
+        raise UsageError("--map is for --embeddings.")
     if args.scale:
         raise UsageError("--scale is for the members of an --ensemble.")
-    run = Run(Path(args.workdir), args.data)
+    run = open_run(args.workdir, args)
     if args.watch:
         return watch(run, args)
     step = run.step(args.step)
     if args.char_noise:
         return noise_curve(run, step, args)
     report(run, step, args)
+    return 0
+
+
+def arrays(args: argparse.Namespace) -> int:
+    """The table of two .npy files of embeddings, whichever program wrote them."""
+    if args.map is None:
+        raise UsageError("--embeddings needs --map, a JSON list with the row of the image of each caption.")
+    unfit = {"--watch": args.watch, "--step": args.step is not None, "--data": args.data, "--scale": args.scale}
+    unfit |= {"--char-noise": args.char_noise, "--duplicates shared": args.duplicates == "shared"}
+    if given := [name for name, value in unfit.items() if value]:
+        raise UsageError(f"--embeddings are all that is looked at; leave out {', '.join(given)}.")
+    image, text = map(load_array, args.embeddings)
+    result = recall(image, text, load_map(args.map), protocol=args.protocol)
+    table.to_screen(result, title=f"{args.embeddings[0]} and {args.embeddings[1]}, inner products", chance=True)
+    if args.json:
+        content = {"embeddings": list(map(str, args.embeddings)), "map": str(args.map), **table.to_json(result)}
+        digest.write(args.json, json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """The table of a bundle on a prepared data set."""
+    if args.data is None:
+        raise UsageError("--bundle needs --data, a prepared data set.")
+    unfit = {"--watch": args.watch, "--step": args.step is not None, "--scale": args.scale, "--map": args.map}
+    if given := [name for name, value in (unfit | {"--char-noise": args.char_noise}).items() if value]:
+        raise UsageError(f"A bundle holds one state of a system; leave out {', '.join(given)}.")
+    system, dataset = load(args.bundle), open_dataset(args.data)
+    options = {"shared": args.duplicates == "shared", "allow_unknown": args.allow_unknown}
+    result = recall_of(system, args.data, args.split, protocol=args.protocol, **options)
+    name = dataset.manifest["name"]
+    table.to_screen(result, title=f"{args.bundle} ({system.system}) on {name} {args.split}", chance=True)
+    if args.json:
+        about = {"bundle": str(args.bundle), "manifest": system.fingerprint, "data": name, "split": args.split}
+        content = {**about, "identity": dataset.identity, **table.to_json(result)}
+        digest.write(args.json, json.dumps(content, indent=1) + "\n")
     return 0
 
 
@@ -142,9 +197,9 @@ def noise_curve(run: Run, step: int, args: argparse.Namespace) -> int:
     print(f"{'noise':>6}{'i2t R@1':>9}{'R@10':>7}{'t2i R@1':>9}{'R@10':>7}{'rsum':>8}")
     for share in sorted(set(args.char_noise)):
         captions = Captions(noisy(split.captions, share, 0), run.vocabulary, run.config.data.lengths)
-        result = run.evaluator.table(
-            variables, reader, captions, protocol=args.protocol, weights=weights, quiet=True, draws=0
-        )
+        options = {"protocol": args.protocol, "weights": weights, "text_id": text_ids(split)}
+        options["shared"] = args.duplicates == "shared"
+        result = run.evaluator.table(variables, reader, captions, quiet=True, draws=0, **options)
         about = {**run.about, "char_noise": share, "split": args.split, "step": step}
         results.append({**about, **table.to_json(result)})
         i2t, t2i = result.i2t, result.t2i

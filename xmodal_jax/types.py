@@ -65,6 +65,7 @@ class Texts(NamedTuple):
     image_id: Any  # [C] int32: the image's row in its split, -1 for padding rows
     id: Any  # [C] int32: the caption's index in its split, -1 for padding rows
     feature: Mapping[str, Any] | None = None  # dense text vectors {name: [C, F]}, where the system reads any
+    same: Any = None  # [C] int32: equal where captions are, -1 for padding rows; None where nothing asks for it
 
 
 class Batch(NamedTuple):

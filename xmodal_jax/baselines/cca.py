@@ -23,10 +23,12 @@ import scipy.linalg
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from xmodal_jax.data.pipeline import text_ids
 from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
-from xmodal_jax.evaluation import protocols, table
+from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.rank import blocked_ranks
+from xmodal_jax.evaluation.vote import Member, rank_table
 from xmodal_jax.progress import Progress
 from xmodal_jax.text.tokens import tokenize
 
@@ -309,11 +311,10 @@ class Fitted(NamedTuple):
 
     def vote(self, split: str) -> tuple[Any, Int[np.ndarray, " c"], str]:
         """A member of an ensemble, the image of each caption, and which weights it has."""
-        from xmodal_jax.evaluation.vote import Member
-
         ((items,), _) = read_items([self.dataset.split(split)], self.features, self.words)
         image, text = embeddings(project(self.projection, items), self.projection.correlation, self.setting)
-        return Member(lambda _, image, text: image @ text.T, None, image, text), items.row, "linear"
+        ids = text_ids(self.dataset.split(split))
+        return Member(lambda _, image, text: image @ text.T, None, image, text, ids), items.row, "linear"
 
     def __str__(self) -> str:
         return f"{self.workdir} ({self.method})"
@@ -336,14 +337,10 @@ def main(args: argparse.Namespace) -> int:
     setting, dev_rsum, projection = tune(args.method, train, dev)
     if args.workdir:
         Fitted(args.workdir, dataset, args.method, args.features, setting, projection, words).save()
-    image, text = project(projection, test)
-    folds, why = protocols.choose("auto", len(image))
-    results = []
-    for fold in folds:
-        inside = np.isin(test.row, fold)
-        row = np.searchsorted(fold, test.row[inside])
-        results.append((*rank((image[fold], text[inside]), projection.correlation, setting, row), row))
-    result = table.make_table(results, protocol=why, weights="raw")
+    image, text = embeddings(project(projection, test), projection.correlation, setting)
+    ids = text_ids(splits[-1])
+    member = Member(lambda _, image, text: image @ text.T, None, image, text, ids)
+    result = rank_table([member], test.row, len(image), protocol="auto", weights="raw", text_id=ids)
     title = (
         f"{args.method} on {dataset.manifest['name']} {args.split}, {' + '.join(args.features)} features\n"
         f"by dev rsum {dev_rsum:.1f}: image ridge {setting.image_ridge:g}, text ridge {setting.text_ridge:g}, "

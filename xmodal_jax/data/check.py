@@ -1,8 +1,9 @@
 """`xmodal data check DIR`: is a prepared data set whole, finite, and clean between its splits?
 
 Errors (exit code 3): a file that differs from the manifest, features that are not finite, an image of one split in
-another one. Warnings: captions that are empty, repeated or shared between splits, images that occur twice in a split
-or are all zeros, captions that are very long. A `test` inside a `testall` is neither.
+another one, captions that a training would for the most part not know. Warnings: captions that are empty, repeated,
+shared between splits or unknown to a tenth, images that occur twice in a split or are all zeros, captions that are very
+long. A `test` inside a `testall` is neither.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import numpy as np
 from xmodal_jax.data.records import Dataset, Split, finite, open_dataset, verify
 from xmodal_jax.errors import DataError
 from xmodal_jax.progress import Progress
+from xmodal_jax.text import unknown
+from xmodal_jax.text.same import plain
+from xmodal_jax.text.vocabulary import MINIMUM, Coverage
 
 EXAMPLES = 3
 LONG = 256  # words; the longest human caption of the usual sets has about 80
@@ -39,8 +43,12 @@ class Findings:
         getattr(self, level).append(sentence + (f": {shown}" if shown else "."))
 
 
-def check(directory: str | Path) -> dict[str, Any]:
+def check(directory: str | Path, *, minimum: int = MINIMUM, allow_unknown: bool = False) -> dict[str, Any]:
     """Everything that `xmodal data check` finds, as a JSON-ready dictionary; features are read one image at a time.
+
+    Args:
+        minimum: how often a word must occur in the training captions to be known.
+        allow_unknown: captions that are unknown for the most part are a warning, no error.
 
     Raises:
       DataError: ``directory`` is no prepared data set, or its manifest cannot be read.
@@ -65,6 +73,7 @@ def check(directory: str | Path) -> dict[str, Any]:
             _check_text_features(split, findings)
         except DataError as error:  # the other splits are still worth a look
             findings.add("errors", str(error))
+    known = _check_known(dataset, list(captions), minimum, 1.0 if allow_unknown else unknown.REFUSE, findings)
     for name, kinds in images.items():
         _check_repeats(name, kinds, findings)
     for first, second in combinations(images, 2):
@@ -73,6 +82,7 @@ def check(directory: str | Path) -> dict[str, Any]:
         "directory": str(directory),
         "name": dataset.manifest["name"],
         "splits": tables,
+        "unknown": {name: coverage._asdict() for name, coverage in known.items()},
         "features": dataset.manifest["features"],
         "boxes": dataset.manifest["boxes"],
         "text_features": dataset.manifest.get("text_features", {}),
@@ -98,18 +108,13 @@ def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def _plain(caption: str) -> str:
-    """What makes two captions the same one: lower case, single spaces."""
-    return " ".join(caption.lower().split())
-
-
 def _check_captions(split: Split, findings: Findings) -> list[str]:
     """Empty, repeated and very long captions; returns all in plain form."""
-    plain: list[str] = []
+    everything: list[str] = []
     empty, twice, long = [], [], []
     for image, captions in zip(split.ids, split.captions, strict=True):
-        forms = [_plain(caption) for caption in captions]
-        plain += forms
+        forms = [plain(caption) for caption in captions]
+        everything += forms
         if "" in forms:
             empty.append(image)
         if len(set(forms)) < len(forms):
@@ -122,12 +127,32 @@ def _check_captions(split: Split, findings: Findings) -> list[str]:
         findings.add("warnings", f"{name}: {_number(len(twice), 'image')} with the same caption twice", twice)
     if long:
         findings.add("warnings", f"{name}: {_number(len(long), 'caption')} of more than {LONG} words, by image", long)
-    repeated = {form: count for form, count in Counter(plain).items() if count > 1 and form}
+    repeated = {form: count for form, count in Counter(everything).items() if count > 1 and form}
     if repeated:
         examples = [f'"{_short(form)}" x {count}' for form, count in Counter(repeated).most_common(EXAMPLES + 1)]
         surplus = sum(repeated.values()) - len(repeated)
         findings.add("warnings", f"{name}: {_number(surplus, 'caption')} already in it", examples)
-    return plain
+    return everything
+
+
+def _check_known(
+    dataset: Dataset, names: Sequence[str], minimum: int, most: float, findings: Findings
+) -> dict[str, Coverage]:
+    """How much of the captions a vocabulary of the training split would know, by split; none where that is missing or
+    tiny."""
+    if "train" not in names:
+        return {}
+    texts = {name: [text for captions in dataset.split(name).captions for text in captions] for name in names}
+    vocabulary = unknown.train_vocabulary(texts["train"], minimum)
+    known = {name: vocabulary.coverage(captions) for name, captions in texts.items()}
+    if known["train"].tokens < unknown.FEW:
+        return {}
+    for name, coverage in known.items():
+        level = unknown.level(coverage, most)
+        if level:
+            how = f"in a vocabulary of the words that occur {minimum} times in train"
+            findings.add(level, f'split "{name}": {unknown.sentence(coverage)} {how}')
+    return known
 
 
 def _short(text: str) -> str:
@@ -230,7 +255,7 @@ def _check_shared(
 
 def main(args: argparse.Namespace) -> int:
     """Print counts, findings and a verdict; 0 if there is no error, else 3."""
-    result = check(args.directory)
+    result = check(args.directory, minimum=args.minimum_count, allow_unknown=args.allow_unknown)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _print(result)
@@ -263,6 +288,8 @@ def _print(result: Mapping[str, Any]) -> None:
     for name, entry in result["text_features"].items():
         missing = ", ".join(f"{split} {count:,}" for split, count in entry["missing"].items())
         print(f"text {name}: {entry['shape'][0]} {entry['dtype']} ({entry['kind']}; without a known word: {missing})")
+    for name, entry in result["unknown"].items():
+        print(f"captions of {name}: {unknown.sentence(Coverage(**entry))}")
     for level in ("errors", "warnings"):
         for sentence in result[level]:
             print(f"{level[:-1]}: {sentence}")

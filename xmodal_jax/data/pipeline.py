@@ -6,6 +6,7 @@ them and prefetches. TensorFlow is imported when a pipeline starts, never with t
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,14 +17,21 @@ import numpy as np
 from xmodal_jax.data.order import Epoch, Sampler
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import DataError, UsageError, require
-from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.text.same import numbered, plain
+from xmodal_jax.text.vocabulary import Coverage, Vocabulary
 from xmodal_jax.types import Batch, Images, Texts
+
+
+def text_ids(split: Split) -> np.ndarray:
+    """[C] for the captions of a split: equal where they are the same to a reader, as ``Captions.text_id``."""
+    return numbered(plain(text) for texts in split.captions for text in texts)
 
 
 class Captions:
     """The captions of a split as a model reads them: tokens in one flat array, dense vectors row by row.
 
-    Captions of more than ``max(lengths)`` tokens are cut, ``<end>`` kept; ``cut`` counts them.
+    Captions of more than ``max(lengths)`` tokens are cut, ``<end>`` kept; ``cut`` counts them. ``coverage`` tells how
+    much of them the vocabulary knows.
 
     Args:
         captions: of each image.
@@ -43,11 +51,16 @@ class Captions:
         self.features = dict(features or {})
         self.counts = np.array([len(texts) for texts in captions], np.int64)
         self.image = np.repeat(np.arange(len(captions)), self.counts)
+        self.sentences = [text for texts in captions for text in texts]
+        self.mark = False  # whether batches tell which of their captions are equal
         self.cut = 0
         self.flat: np.ndarray | None = None
+        self.coverage: Coverage | None = None
         self.lengths = np.ones(len(self.image), np.int64)
         if vocabulary:
-            tokens = [self._fit(vocabulary.encode(text)) for texts in captions for text in texts]
+            whole = [vocabulary.encode(text) for text in self.sentences]
+            self.coverage = vocabulary.coverage(self.sentences, whole)
+            tokens = [self._fit(row) for row in whole]
             self.lengths = np.array([len(caption) for caption in tokens], np.int64)
             self.first = np.concatenate([[0], np.cumsum(self.lengths)])
             self.flat = np.fromiter((t for caption in tokens for t in caption), np.int32, self.first[-1])
@@ -61,6 +74,21 @@ class Captions:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @functools.cached_property
+    def text_id(self) -> np.ndarray:
+        """[C]: equal where captions are the same to a reader, see :func:`xmodal_jax.text.same.plain`."""
+        return numbered(map(plain, self.sentences))
+
+    @functools.cached_property
+    def read_id(self) -> np.ndarray:
+        """[C]: equal where the model reads the same."""
+        if self.flat is None:
+            return numbered(self.sentences)  # equal texts have equal vectors
+        tokens = [
+            self.flat[start : start + size].tobytes() for start, size in zip(self.first, self.lengths, strict=False)
+        ]
+        return numbered(zip(tokens, self.sentences, strict=True) if self.features else tokens)
 
     def texts(self, caption: np.ndarray, row: np.ndarray, width: int | None = None) -> Texts:
         """Captions [C] (-1 is padding), padded to the smallest static length that holds them all."""
@@ -77,7 +105,8 @@ class Captions:
         row, image, number = (x.astype(np.int32) for x in (row, image, np.where(real, caption, -1)))
         rows = np.maximum(caption, 0)
         feature = {name: np.asarray(array[rows], np.float32) for name, array in self.features.items()}
-        return Texts(token, mask, row, image, number, feature or None)
+        same = np.where(real, self.text_id[caption], -1).astype(np.int32) if self.mark else None
+        return Texts(token, mask, row, image, number, feature or None, same)
 
 
 class FeatureReader:

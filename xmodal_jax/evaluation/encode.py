@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xmodal_jax.data.pipeline import Captions, FeatureReader, image_batches, text_batches
 from xmodal_jax.errors import NumericError
 from xmodal_jax.evaluation import table
-from xmodal_jax.evaluation.vote import Member, rank_split
+from xmodal_jax.evaluation.vote import Member
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.progress import Progress
 from xmodal_jax.similarity.pairwise import cut, fragments, lengths, pairwise
@@ -76,11 +76,20 @@ class Evaluator:
         weights: str = "raw",
         quiet: bool = False,
         draws: int = 1000,
+        text_id: Int[np.ndarray, " c"] | None = None,
+        shared: bool = False,
     ) -> table.Table:
-        """The recall table of a split."""
+        """The recall table of a split; ``text_id`` and ``shared`` as in :func:`rank_table`, the first by default that
+        of the captions."""
+        member = self.member(variables, reader, captions, quiet=quiet)
+        text_id = captions.text_id if text_id is None else text_id
+        options = {"protocol": protocol, "weights": weights, "draws": draws, "text_id": text_id, "shared": shared}
+        return rank_table([member], captions.image, reader.count, **options)
+
+    def member(self, variables: Any, reader: FeatureReader, captions: Captions, *, quiet: bool) -> Member:
+        """All that votes on a split."""
         stacks = self.representations(variables, reader, captions, quiet=quiet)
-        member = Member(self.score, variables, *stacks)
-        return rank_split([member], captions.image, reader.count, protocol=protocol, weights=weights).table(draws)
+        return Member(self.score, variables, *stacks, captions.read_id)
 
 
 def _stack(

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from xmodal_jax.errors import DataError, NumericError
 from xmodal_jax.progress import Progress
@@ -69,15 +69,32 @@ def ranks(scores: Any, positive: Any) -> tuple[Int[np.ndarray, " b"], Int[np.nda
     return i2t, t2i
 
 
+class Counts(NamedTuple):
+    """Ranks from 0, and which queries have an item that is no positive but scores as high as their best positive."""
+
+    i2t: Int[np.ndarray, " b"]
+    t2i: Int[np.ndarray, " c"]
+    i2t_tied: Bool[np.ndarray, " b"]
+    t2i_tied: Bool[np.ndarray, " c"]
+
+
 def blocked_ranks(
+    score_block: Callable[[slice, slice], Any], row: Int[np.ndarray, " c"], n_images: int, **options: Any
+) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]:
+    """The i2t and t2i ranks of :func:`blocked_counts`, which takes the same arguments."""
+    return blocked_counts(score_block, row, n_images, **options)[:2]
+
+
+def blocked_counts(
     score_block: Callable[[slice, slice], Any],
     row: Int[np.ndarray, " c"],
     n_images: int,
     *,
+    positive_block: Callable[[slice, slice], Bool[np.ndarray, "b c"]] | None = None,
     image_block: int = 512,
     caption_block: int = 4096,
     quiet: bool = True,
-) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]:
+) -> Counts:
     """:func:`ranks` of scores that are computed block by block and never held whole.
 
     The blocks that hold positives come first and give every query's best positive; then all blocks are counted. Blocks
@@ -89,11 +106,12 @@ def blocked_ranks(
         score_block: gives scores [b, c] of an image slice and a caption slice; a pure function, NumPy or JAX.
         row: [C] index of the caption's image, in any order, any number >= 1 of captions an image.
         n_images: B.
+        positive_block: gives the positives [b, c] of a block, where a caption has more than its own image.
         image_block, caption_block: largest block.
         quiet: show no progress.
 
     Returns:
-        i2t [B] and t2i [C], int64.
+        Ranks i2t [B] and t2i [C], int64, and ties.
 
     Raises:
         DataError: an image has no caption, or a caption an image out of range.
@@ -104,9 +122,13 @@ def blocked_ranks(
         bad = int(np.flatnonzero((row < 0) | (row >= n_images))[0])
         raise DataError(f"Caption {bad} belongs to image {row[bad]}, but there are images 0 to {n_images - 1} only.")
     _need_positives("image", np.bincount(row, minlength=n_images) > 0)
-    images, captions = _spans(n_images, image_block), _spans(len(row), caption_block)
-    best_image, best_caption, kept = _best_positives(score_block, row, n_images, images, captions)
+    images, captions = spans(n_images, image_block), spans(len(row), caption_block)
+    if positive_block is None:
+        best_image, best_caption, kept = _best_positives(score_block, row, n_images, images, captions)
+    else:
+        best_image, best_caption, kept = _best_of_several(score_block, positive_block, n_images, images, captions)
     i2t, t2i = np.zeros(n_images, np.int64), np.zeros(len(row), np.int64)
+    i2t_tied, t2i_tied = np.zeros(n_images, bool), np.zeros(len(row), bool)
     with Progress("score", len(images) * len(captions), unit="blocks", quiet=quiet) as progress:
         for image, new_image in images:
             for caption, new_caption in captions:
@@ -114,18 +136,21 @@ def blocked_ranks(
                 block = score_block(image, caption) if block is None else block
                 count = _count_compiled if isinstance(block, jax.Array) else _count_numpy
                 best = (side.astype(block.dtype) for side in (best_image[image], best_caption[caption]))
-                over_image, over_caption, finite = count(
-                    block, row[caption] - image.start, new_image, new_caption, *best
+                own = None if positive_block is None else positive_block(image, caption)
+                over_image, over_caption, tied_image, tied_caption, finite = count(
+                    block, row[caption] - image.start, own, new_image, new_caption, *best
                 )
                 if not finite:
                     raise _not_finite(np.asarray(block), image.start, caption.start)
                 i2t[image] += np.asarray(over_image)
                 t2i[caption] += np.asarray(over_caption)
+                i2t_tied[image] |= np.asarray(tied_image)
+                t2i_tied[caption] |= np.asarray(tied_caption)
                 progress.advance()
-    return i2t, t2i
+    return Counts(i2t, t2i, i2t_tied, t2i_tied)
 
 
-def _spans(total: int, block: int) -> list[tuple[slice, np.ndarray]]:
+def spans(total: int, block: int) -> list[tuple[slice, np.ndarray]]:
     """Slices of one length that cover ``total`` items, each with a mask of the items that no slice before it has."""
     number = -(-total // block)
     size = -(-total // max(number, 1))
@@ -156,6 +181,25 @@ def _best_positives(score_block, row, n_images, images, captions) -> tuple[np.nd
     return best_image, best_caption, kept
 
 
+def _best_of_several(score_block, positive_block, n_images, images, captions) -> tuple[np.ndarray, np.ndarray, dict]:
+    """:func:`_best_positives` where captions have any number of images."""
+    best_caption, best_image = np.full(captions[-1][0].stop, -np.inf), np.full(n_images, -np.inf)
+    kept, room = {}, KEPT
+    for image, _ in images:
+        for caption, _ in captions:
+            own = positive_block(image, caption)
+            if not own.any():
+                continue
+            block = score_block(image, caption)
+            matched = np.where(own, np.asarray(block).astype(np.float64), -np.inf)
+            best_image[image] = np.fmax(best_image[image], matched.max(axis=1))
+            best_caption[caption] = np.fmax(best_caption[caption], matched.max(axis=0))
+            if block.nbytes <= room:
+                kept[image.start, caption.start] = block
+                room -= block.nbytes
+    return best_image, best_caption, kept
+
+
 def _pick(block, local):
     return block[local, np.arange(len(local))]
 
@@ -167,10 +211,14 @@ def _count(scores, counted, best_image, best_caption):
     return over_image, over_caption
 
 
-def _count_block(xp, block, local, new_image, new_caption, best_image, best_caption):
-    """:func:`_count` of one block, each pair in one block only, and whether all of its scores are finite."""
-    counted = (local != xp.arange(len(new_image))[:, None]) & new_image[:, None] & new_caption
-    return *_count(block, counted, best_image, best_caption), xp.isfinite(block).all()
+def _count_block(xp, block, local, own, new_image, new_caption, best_image, best_caption):
+    """:func:`_count` of one block, each pair in one block only, which queries have a tie, and whether all scores are
+    finite. ``own`` are the positives where ``local``, the captions' images, are not all."""
+    own = local == xp.arange(len(new_image))[:, None] if own is None else own
+    counted = ~own & new_image[:, None] & new_caption
+    tied_image = ((block == best_image[:, None]) & counted).any(axis=1)
+    tied_caption = ((block == best_caption) & counted).any(axis=0)
+    return *_count(block, counted, best_image, best_caption), tied_image, tied_caption, xp.isfinite(block).all()
 
 
 _pick_compiled = jax.jit(_pick)

@@ -11,13 +11,15 @@ import numpy as np
 from jaxtyping import Int
 
 from xmodal_jax import config as configs
-from xmodal_jax.data.pipeline import Captions, FeatureReader
+from xmodal_jax.data.pipeline import Captions, FeatureReader, text_ids
 from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.speak import Said, Speaker, speech
 from xmodal_jax.evaluation.vote import Member, Ranking, rank_split
+from xmodal_jax.text import unknown
 from xmodal_jax.text.generation import Decoding
+from xmodal_jax.text.vocabulary import Coverage
 from xmodal_jax.training import folder
 from xmodal_jax.training.checkpoint import Checkpoints, flat
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
@@ -28,8 +30,9 @@ from xmodal_jax.types import Config
 class Run:
     """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints."""
 
-    def __init__(self, workdir: Path, data: str | Path | None = None):
-        self.workdir = workdir
+    def __init__(self, workdir: Path, data: str | Path | None = None, *, allow_unknown: bool = False):
+        self.workdir, self.allow_unknown = workdir, allow_unknown
+        self.coverage: Coverage | None = None  # of the captions that were read last
         self.config: Config = configs.read(workdir)
         self.inputs = inputs_of(self.config)
         self.record = folder.read_record(workdir)
@@ -133,9 +136,13 @@ class Run:
         reader, captions = self.reader(split), self.captions(split)
         if captions.cut:
             print(f"{captions.cut:,} captions are longer than {max(self.config.data.lengths)} tokens and were cut.")
+        self.coverage = captions.coverage
+        if captions.coverage:
+            remedy = "name data in the language of the run's captions, or give --allow-unknown"
+            most = 1.0 if self.allow_unknown else unknown.REFUSE
+            print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n")
         variables, weights = self.variables(step)
-        stacks = self.evaluator.representations(variables, reader, captions, quiet=False)
-        return Member(self.evaluator.score, variables, *stacks), captions.image, weights
+        return self.evaluator.member(variables, reader, captions, quiet=False), captions.image, weights
 
     def vote(self, split: str) -> tuple[Member, Int[np.ndarray, " c"], str]:
         """The best step as a member of an ensemble, as :meth:`member` gives it."""
@@ -144,7 +151,9 @@ class Run:
     def __str__(self) -> str:
         return f"{self.workdir} step {self.checkpoints.best():,}"
 
-    def rank(self, step: int, split: str, protocol: str) -> Ranking:
-        """The ranks of all queries of a split by one step."""
+    def rank(self, step: int, split: str, protocol: str, *, shared: bool = False) -> Ranking:
+        """The ranks of all queries of a split by one step; ``shared``: equal captions are positives of all their images."""
         member, owner, weights = self.member(step, split)
-        return rank_split([member], owner, len(self.dataset.split(split)), protocol=protocol, weights=weights)
+        options = {"text_id": text_ids(self.dataset.split(split)), "shared": shared}
+        count = len(self.dataset.split(split))
+        return rank_split([member], owner, count, protocol=protocol, weights=weights, **options)

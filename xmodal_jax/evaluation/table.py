@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 CUTS = (1, 5, 10)
 RECALLS = tuple(f"{way}.r{cut}" for way in ("i2t", "t2i") for cut in CUTS)
+MANY = 0.05  # share of captions that equal one of another image, from which on the table says what that does
 TIES = "a tie counts against the query"
 
 
@@ -27,6 +28,14 @@ class Recall(NamedTuple):
     meanr: float
 
 
+class Duplicates(NamedTuple):
+    """Captions that equal one of another image, and queries that tie."""
+
+    shared: bool = False  # whether equal captions were positives of all their images, or of their own alone
+    equal: int = 0  # captions whose text another image has too
+    tied: tuple[int, ...] = (0, 0)  # images, captions with a wrong item that scores as high as their best right one
+
+
 class Table(NamedTuple):
     """Recall both ways, and what it was measured on."""
 
@@ -42,6 +51,10 @@ class Table(NamedTuple):
     chance: tuple[Recall, Recall]  # expected of a random ranking
     interval: Mapping[str, tuple[float, float]]  # 95 %: "i2t.r1" ... "t2i.r10", "rsum", "mr"; empty without draws
     draws: int
+    duplicates: Duplicates = Duplicates()
+
+    def __str__(self) -> str:
+        return "\n".join(to_lines(self, chance=True))
 
 
 def recall(ranks: Int[np.ndarray, " n"]) -> Recall:
@@ -52,22 +65,26 @@ def recall(ranks: Int[np.ndarray, " n"]) -> Recall:
 
 def make_table(
     results: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    positives: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     *,
     protocol: str,
     weights: str,
     draws: int = 1000,
     seed: int = 0,
+    duplicates: Duplicates = Duplicates(),  # noqa: B008  (immutable)
 ) -> Table:
     """The table of one or more folds; metrics are means over folds, each metric for itself.
 
     Args:
         results: a fold's i2t ranks [B], t2i ranks [C] and the caption's image ``row`` [C] in 0..B-1.
+        positives: a fold's numbers of positives of each image [B] and each caption [C]; by default those of ``row``.
         protocol: the sentence of :func:`xmodal_jax.evaluation.protocols.choose`.
         weights: "raw" or "ema".
         draws: bootstrap draws, 0 for none; ``seed`` makes them repeatable.
     """
     folds = tuple((recall(i2t), recall(t2i)) for i2t, t2i, _ in results)
     i2t, t2i = _mean(folds)
+    numbers = positives or [(np.bincount(row, minlength=len(i2t)), np.ones(len(row), int)) for i2t, _, row in results]
     rsum = sum(i2t[:3]) + sum(t2i[:3])
     return Table(
         i2t=i2t,
@@ -79,9 +96,10 @@ def make_table(
         protocol=protocol,
         weights=weights,
         folds=folds,
-        chance=_mean([chance(np.bincount(row, minlength=len(i2t))) for i2t, _, row in results]),
+        chance=_mean([(_chance(ours, len(theirs)), _chance(theirs, len(ours))) for ours, theirs in numbers]),
         interval=bootstrap(results, draws, seed) if draws else {},
         draws=draws,
+        duplicates=duplicates,
     )
 
 
@@ -184,18 +202,39 @@ def _notes(table: Table) -> list[str]:
         f"{table.images:,} images, {table.captions:,} captions; {table.protocol}",
         f"{table.weights} weights; {TIES}",
     ]
+    shared, equal, tied = table.duplicates
+    if any(tied):
+        notes[1] += f" ({tied[0]:,} images and {tied[1]:,} captions have one)"
     if table.interval:
         notes[1] += f"; 95 % intervals by {table.draws:,} bootstrap draws of images"
+    if equal or shared:
+        count = "all their images" if shared else "their own image alone"
+        notes.append(f"{equal:,} captions equal one of another image; right for {count}")
+        notes[-1] += f" (duplicates: {_kind(table)})"
+    if equal >= MANY * table.captions and not shared:
+        notes.append(
+            "so even a perfect system misses; xmodal eval --duplicates shared counts all their images as right"
+        )
     return notes
 
 
-def to_screen(table: Table, *, title: str, chance: bool = False) -> None:
-    """Print the table in the papers' layout; ``chance`` adds the row of a random ranking."""
+def _kind(table: Table) -> str:
+    return "shared" if table.duplicates.shared else "separate"
+
+
+def to_lines(table: Table, *, chance: bool = False) -> list[str]:
+    """Notes and the table in the papers' layout; ``chance`` adds the row of a random ranking."""
     half = sum(WIDTHS[:5])
-    print(title, *_notes(table), sep="\n")
-    print(f"{'':9}{'image to text':^{half}}{'text to image':^{half + 2}}".rstrip())
+    lines = [*_notes(table), f"{'':9}{'image to text':^{half}}{'text to image':^{half + 2}}".rstrip()]
     for label, cells in [("", HEAD), *_lines(table, chance)]:
-        print(f"{label:9}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip())
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+        lines.append(f"{label:9}{row}".rstrip())
+    return lines
+
+
+def to_screen(table: Table, *, title: str, chance: bool = False) -> None:
+    """Print :func:`to_lines` below a title."""
+    print(title, *to_lines(table, chance=chance), sep="\n")
 
 
 def to_markdown(table: Table, *, title: str, chance: bool = False) -> str:
@@ -223,6 +262,9 @@ def to_json(table: Table) -> dict[str, Any]:
         "protocol": table.protocol,
         "weights": table.weights,
         "ties": TIES,
+        "tied": dict(zip(("i2t", "t2i"), table.duplicates.tied, strict=True)),
+        "duplicates": _kind(table),
+        "equal_captions": table.duplicates.equal,
         "folds": [both(fold) for fold in table.folds],
         "chance": both(table.chance),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.errors import CheckpointError, CutWarning, UsageError
 from xmodal_jax.inference import layout, speaking
 from xmodal_jax.inference.functions import Embedding, Functions
 from xmodal_jax.inference.pixels import EXTRACTORS, Extracted, extract
-from xmodal_jax.inference.shapes import batches, doubled, pad
+from xmodal_jax.inference.shapes import batches, check_features, doubled, pad
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
@@ -49,7 +50,7 @@ class Bundle:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        self.path = path
+        self.path, self._warned = path, False
         self.manifest = layout.read_manifest(path, layout.FORMAT, layout.VERSION, AGAIN)
         with layout.fitting(path, AGAIN):
             if verify:
@@ -87,7 +88,7 @@ class Bundle:
     # Encoding
 
     def embed_texts(self, texts: Sequence[str]) -> Embedding:
-        """Embed sentences.
+        """Embed sentences. A CutWarning says, once, that the end of one is not read.
 
         Raises:
             UsageError: the bundle has no vocabulary, or ``texts`` is one string.
@@ -151,6 +152,9 @@ class Bundle:
             )
         most = max(self.lengths)
         rows = [self.vocabulary.encode(text) for text in texts]
+        if not self._warned and any(len(row) > most for row in rows):
+            self._warned = True
+            warnings.warn(f"Sentences of more than {most} tokens are cut, their ends not read.", CutWarning, 3)
         rows = [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in rows]
         lengths = np.array([len(row) for row in rows], np.int32)
         ids = np.zeros((len(rows), lengths.max(initial=1)), np.int32)
@@ -161,6 +165,10 @@ class Bundle:
     def length(self, text: str) -> int:
         """How many tokens the system reads of a sentence; 1 where it reads a dense vector of it."""
         return min(len(self.vocabulary.encode(text)), max(self.lengths)) if self.vocabulary else 1
+
+    def cut(self, text: str) -> int:
+        """How many tokens at the end of a sentence are not read, because it has more than the system takes."""
+        return max(len(self.vocabulary.encode(text)) - max(self.lengths), 0) if self.vocabulary else 0
 
     def split(self, text: str) -> list[str]:
         """The tokens that a sentence is cut into; none without a vocabulary."""
@@ -247,7 +255,7 @@ class Bundle:
         if isinstance(images, str | Path) or (isinstance(images, Sequence) and not _numeric(images)):
             images, mask, _ = self.extract([images] if isinstance(images, str | Path) else images)
         given = images if isinstance(images, Mapping) else {next(iter(self.features)): images}
-        features = self._check({name: np.asarray(value) for name, value in given.items()}, names)
+        features = check_features({name: np.asarray(value) for name, value in given.items()}, self.features, names)
         count = len(next(iter(features.values())))
         regions = max((value.shape[1] for value in features.values() if value.ndim == 3), default=1)
         mask = np.ones((count, regions), bool) if mask is None else np.asarray(mask, bool)
@@ -295,23 +303,6 @@ class Bundle:
                 "pixels; give embed_images the arrays."
             )
         return extract(name, pictures, self.features, self.manifest["regions"])
-
-    def _check(self, features: dict[str, np.ndarray], names: Sequence[str] | None) -> dict[str, np.ndarray]:
-        if set(features) != set(self.features):
-            raise UsageError(f"This model reads {', '.join(self.features)}, not {', '.join(features)}.")
-        for name, value in features.items():
-            shape = self.features[name]
-            if value.ndim != len(shape) + 1 or value.shape[-1] != shape[-1] or 0 in value.shape[1:]:
-                want = ", ".join(map(str, ("images", *shape)))
-                raise UsageError(f'The feature "{name}" is [{want}], not {list(value.shape)}.')
-            bad = ~np.isfinite(value.astype(np.float32)).all(axis=tuple(range(1, value.ndim)))
-            if bad.any():
-                first = int(np.argmax(bad))
-                which = f'"{names[first]}"' if names else str(first)
-                raise DataError(f'Feature "{name}" of image {which} is not finite ({bad.sum()} such images).')
-        if len({len(value) for value in features.values()}) > 1:
-            raise UsageError("All features need the same number of images.")
-        return {name: features[name] for name in self.features}
 
     # Scoring
 

@@ -133,6 +133,9 @@ class Builder:
         # The longest first: they tell the width of the arrays, and blocks of equal lengths compute little padding.
         lengths = [bundle.length(text) for text in self.captions]
         self.order = np.argsort(-np.array(lengths, np.int64), kind="stable")
+        most = max(bundle.lengths)
+        full = (text for text, length in zip(self.captions, lengths, strict=True) if length == most)
+        self.cut = sum(bundle.cut(text) > 0 for text in full)
         self.state = State(folder, job)
         self.dot, self.leaves = self._probe()
 
@@ -312,6 +315,9 @@ def build(
             if not (partial / STATE).exists():
                 shutil.rmtree(partial)
             raise
+        if work.cut:
+            most = max(bundle.lengths)
+            print(f"{out}: {work.cut:,} captions are longer than {most} tokens and are cut.", file=sys.stderr)
         done = sum(
             min(work.state.done[side] * BLOCK, count)
             for side, count in zip(galleries.SIDES, (len(items.ids), len(work.captions)), strict=True)

@@ -29,11 +29,14 @@ from typing import Any
 
 from xmodal_jax.digest import digest, sha256
 from xmodal_jax.errors import CheckpointError
+from xmodal_jax.training.bundle import FORMAT as FORMAT
+from xmodal_jax.training.bundle import MANIFEST
+from xmodal_jax.training.bundle import PARAMETERS as PARAMETERS
+from xmodal_jax.training.bundle import VERSION as VERSION
+from xmodal_jax.training.bundle import VOCABULARY as VOCABULARY
 
-FORMAT, VERSION = "xmodal_jax bundle", 2
 JSON = 4 << 20  # bytes of a manifest or a config
-MANIFEST, CONFIG, VOCABULARY = "manifest.json", "config.json", "vocabulary.json"
-PARAMETERS, CARD = "parameters.safetensors", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 FUNCTIONS = ("encode_image", "encode_text", "score", "attention", "begin_image", "begin_text", "word")
 PLATFORMS = ("cpu", "cuda", "tpu")
 

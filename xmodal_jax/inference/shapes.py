@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from xmodal_jax.errors import DataError, UsageError
 
 SIZES = (1, 4, 16, 32, 64, 128, 256)  # numbers of items that are encoded: few shapes, each is a compilation
 BATCH = SIZES[-1]
@@ -43,3 +46,29 @@ def pad(array: np.ndarray, width: int) -> np.ndarray:
     out = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
     out[:, : array.shape[1]] = array
     return out
+
+
+def check_features(
+    features: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[Any]], names: Sequence[str] | None
+) -> dict[str, np.ndarray]:
+    """Features by name in the order of ``shapes``; ``names`` are what errors call the images.
+
+    Raises:
+        UsageError: other features, or of other shapes, or of unequal numbers of images.
+        DataError: a feature that is not finite.
+    """
+    if set(features) != set(shapes):
+        raise UsageError(f"This model reads {', '.join(shapes)}, not {', '.join(features)}.")
+    for name, value in features.items():
+        shape = shapes[name]
+        if value.ndim != len(shape) + 1 or value.shape[-1] != shape[-1] or 0 in value.shape[1:]:
+            want = ", ".join(map(str, ("images", *shape)))
+            raise UsageError(f'The feature "{name}" is [{want}], not {list(value.shape)}.')
+        bad = ~np.isfinite(value.astype(np.float32)).all(axis=tuple(range(1, value.ndim)))
+        if bad.any():
+            first = int(np.argmax(bad))
+            which = f'"{names[first]}"' if names else str(first)
+            raise DataError(f'Feature "{name}" of image {which} is not finite ({bad.sum()} such images).')
+    if len({len(value) for value in features.values()}) > 1:
+        raise UsageError("All features need the same number of images.")
+    return {name: features[name] for name in shapes}

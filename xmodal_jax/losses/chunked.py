@@ -42,11 +42,12 @@ class Pairs(NamedTuple):
     size: int
     mask_same_image: bool = False
     devices: int = 1
+    mask_same_text: bool = False
 
     def negatives(self, image: jax.Array, caption: jax.Array | None = None) -> jax.Array:
         """[b, c]: which pairs of the images [b] (-1 for none) and the captions [c] (all by default) are negatives."""
-        captions = self.pairing if caption is None else self.pairing.take_captions(caption)
-        return captions.negative(image, mask_same_image=self.mask_same_image)
+        masks = {"mask_same_image": self.mask_same_image, "mask_same_text": self.mask_same_text}
+        return self.pairing.negative(image, caption, **masks)
 
     def over_images(self, look: Callable[..., Any], start: Any) -> tuple[Any, Any]:
         """Fold over the blocks: ``look(carry, scores [b, C], number [b]) -> (carry, results [b])``."""

@@ -64,6 +64,7 @@ class State:
             {
                 "kind": "images",
                 "unknown": self.gallery.bundle.unknown(text),
+                "cut": self.gallery.bundle.cut(text),
                 **self._scored(self.gallery.images, most),
                 "hits": [self._image(hit) for hit in hits[:k]],
             }
@@ -112,6 +113,7 @@ class State:
                     "uniform": round(1 / max(int(real.sum()), 1), 4),
                     "score": float(bundle.score(take(image, slice(0, 1)), sentence)[0, 0]),
                     "unknown": bundle.unknown(text),
+                    "cut": bundle.cut(text),
                 }
             )
         return answers
@@ -124,7 +126,7 @@ class State:
         """Sentences in the system's words."""
         bundle = self.gallery.bundle
         return [
-            {"paraphrase": said, "unknown": bundle.unknown(text)}
+            {"paraphrase": said, "unknown": bundle.unknown(text), "cut": bundle.cut(text)}
             for text, said in zip(asked, bundle.paraphrase(asked), strict=True)
         ]
 

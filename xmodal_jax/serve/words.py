@@ -57,6 +57,8 @@ def results_of(text: str, answer: Mapping[str, Any] | None, trouble: str = "") -
         return page_of("xmodal search", f'{form}<p id="error" role="alert">{html.escape(trouble)}</p>')
     strange = html.escape(", ".join(answer["unknown"]))
     note = f"<p>Not in the vocabulary: {strange}.</p>" if strange else ""
+    if answer.get("cut"):
+        note += f"<p>The sentence is too long: its last {answer['cut']:,} words were not read.</p>"
     if answer["scored"] < answer["of"]:
         note += f"<p>{answer['scored']:,} of {answer['of']:,} were scored in full.</p>"
     rows = []

@@ -19,6 +19,7 @@ from xmodal_jax.text.tokens import cased, words
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 FORMAT = "xmodal_jax vocabulary 1"
+MINIMUM = 4  # occurrences of a word that is known, where nothing else is said
 LARGEST = 16 << 20  # bytes of a file: some million words
 TOKENISERS = {"words": words, "cased": cased, "characters": characters.characters}
 
@@ -66,7 +67,7 @@ class Vocabulary:
                 raise ValueError(f"word {index} is {word!r}, which is empty or has a space in it")
 
     @classmethod
-    def build(cls, captions: Iterable[str], minimum: int = 4, tokens: str = "words") -> Vocabulary:
+    def build(cls, captions: Iterable[str], minimum: int = MINIMUM, tokens: str = "words") -> Vocabulary:
         """The words that occur at least ``minimum`` times in ``captions``: give those of the training split only.
 
         Raises:
@@ -111,11 +112,17 @@ class Vocabulary:
             return characters.unknown(text)
         return [token for token in self.split(text) if token not in self._ids]
 
-    def coverage(self, captions: Iterable[str]) -> Coverage:
-        """How many tokens of ``captions`` are unknown, and how many captions have none that is known."""
+    def coverage(self, captions: Iterable[str], encoded: Iterable[Sequence[int]] | None = None) -> Coverage:
+        """How many tokens of ``captions`` are unknown, and how many captions have none that is known.
+
+        Args:
+            encoded: what :meth:`encode` gives of each, where that is known already.
+        """
         tokens = unknown = count = blank = 0
-        for text in captions:
-            total, missing = len(self.encode(text)) - 2, len(self.unknown(text))
+        captions = list(captions)
+        for text, row in zip(captions, encoded or map(self.encode, captions), strict=True):
+            total = len(row) - 2
+            missing = len(self.unknown(text)) if self.tokens == "characters" else list(row).count(UNKNOWN)
             tokens, unknown, count, blank = tokens + total, unknown + missing, count + 1, blank + (missing >= total)
         return Coverage(tokens, unknown, count, blank)
 

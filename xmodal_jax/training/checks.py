@@ -70,6 +70,7 @@ TABLE = {
         lambda value: len(value) > 0 and all(int(x) == x >= 3 for x in value), "lengths of at least 3, (16, 32) say"
     ),
     "data.minimum_count": COUNT,
+    "data.most_unknown": Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "data.dev_images": FROM_0,
     "loss.name": among(*losses.LOSSES),
     "loss.margin": FROM_0,

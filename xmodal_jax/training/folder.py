@@ -19,9 +19,9 @@ from typing import Any
 from xmodal_jax import config as configs
 from xmodal_jax import digest
 from xmodal_jax.data.records import Dataset, text_file
-from xmodal_jax.errors import CheckpointError, DataError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import lock, processes
+from xmodal_jax.training import bundle, lock, processes
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.types import Config, Facts, Inputs
 
@@ -50,6 +50,8 @@ def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inp
         check_free(workdir)
     if "token" not in inputs.text:
         return None
+    if config.init.get("vocabulary"):
+        return borrowed_vocabulary(config, inputs)
     captions = dataset.split("train").captions
     return Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
 
@@ -78,6 +80,33 @@ def read_vocabulary(workdir: Path) -> Vocabulary | None:
     vocabulary = Vocabulary.load(workdir / VOCABULARY)
     if vocabulary.sha256 != known:
         raise CheckpointError(f"{workdir / VOCABULARY} is not that which the run was trained with; restore it.")
+    return vocabulary
+
+
+def words_of(source: Path) -> Vocabulary | None:
+    """The vocabulary of a run or a bundle; None where it has none. Raises CheckpointError where it is damaged."""
+    if bundle.is_bundle(source):
+        return bundle.read_words(source)
+    configs.read(source)
+    return read_vocabulary(source)
+
+
+def borrowed_vocabulary(config: Config, inputs: Inputs) -> Vocabulary:
+    """The vocabulary of ``config.init.workdir``.
+
+    Raises:
+        UsageError: nothing to start from is named, or it has no vocabulary, or one of another kind of tokens.
+    """
+    if not config.init.workdir:
+        raise UsageError("config.init.vocabulary takes the words of config.init.workdir; name a run or a bundle there.")
+    vocabulary = words_of(Path(config.init.workdir))
+    if vocabulary is None:
+        raise UsageError(f"{config.init.workdir} has no vocabulary to keep; leave out --config.init.vocabulary.")
+    if vocabulary.tokens != inputs.tokens:
+        raise UsageError(
+            f"{config.init.workdir} reads {vocabulary.tokens}, this system {inputs.tokens}; leave out "
+            "--config.init.vocabulary."
+        )
     return vocabulary
 
 

@@ -82,7 +82,7 @@ def learning_rate(optim: Config, *, steps: int, per_epoch: int) -> optax.Schedul
 
 
 # Keys of config.loss that are no options of a loss themselves
-NOT_OPTIONS = ("name", "warmup_epochs", "anneal", "mask_same_image")
+NOT_OPTIONS = ("name", "warmup_epochs", "anneal", "mask_same_image", "mask_same_text")
 
 
 def loss_options(loss: Config, *, per_epoch: int) -> dict[str, Any]:

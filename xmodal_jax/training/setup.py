@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalErro
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
+from xmodal_jax.text import unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import checks, folder, schedules, trackers
+from xmodal_jax.training import bundle, checks, folder, processes, schedules, trackers
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
@@ -111,6 +113,7 @@ def setup(config: Config, workdir: Path) -> Parts:
     for stage in stages:
         stage_optimiser(stage, initial.params)
     resumed = folder.begun(workdir)
+    tell_captions(config, {"train": captions, "dev": dev_captions}, vocabulary, refuse=not resumed)
     if not resumed:
         initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
 
@@ -155,12 +158,34 @@ def make_captions(
     return Captions(captions, vocabulary, config.data.lengths, dense)
 
 
+def tell_captions(
+    config: Config, parts: Mapping[str, Captions], vocabulary: Vocabulary | None, *, refuse: bool
+) -> None:
+    """Print how much of the captions the system reads. Raises DataError where ``refuse`` and that is too little."""
+    known = {name: captions.coverage for name, captions in parts.items() if captions.coverage}
+    if vocabulary is None or not known:
+        return
+    remedy = (
+        "give more captions or --config.data.minimum_count=1, or train all the same with --config.data.most_unknown=1"
+    )
+    lines = unknown.judge(known, most=config.data.most_unknown if refuse else 1.0, remedy=remedy)
+    lines += [
+        f"captions of {name}: {captions.cut:,} of {len(captions):,} are longer than {max(config.data.lengths)} tokens "
+        "and are cut (--config.data.lengths)"
+        for name, captions in parts.items()
+        if captions.cut
+    ]
+    if processes.first():
+        print(f"vocabulary: {len(vocabulary):,} {vocabulary.tokens}", *lines, sep="\n")
+
+
 # The stages
 
 
 def make_stages(config: Config, reader: FeatureReader, captions: Captions, inputs: Inputs) -> list[Stage]:
     """The stages with their batches and steps; ``steps`` counts where positive, else ``epochs``."""
     stages: list[Stage] = []
+    captions.mark = any(stage.loss.get("mask_same_text") for stage in configs.stages(config))
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for stage in configs.stages(config):
         data = stage.data
@@ -201,9 +226,10 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
             known = ", ".join(chunked.LOSSES)
             raise UsageError(f'The loss "{config.loss.name}" cannot be taken in chunks (config.chunk), only {known}.')
         rank_loss = chunked.LOSSES[config.loss.name]
-    weights, mask = dict(config.weights), config.loss.mask_same_image
+    weights = dict(config.weights)
+    masks = bool(config.loss.mask_same_image), bool(config.loss.get("mask_same_text"))
     extras = tuple(name for name in ("pairing", "image_scores", "text_scores") if name in parameters)
-    return Objective(rank_loss, options, weights, mask, block, mesh, extras, config.chunk)
+    return Objective(rank_loss, options, weights, *masks, block, mesh, extras, config.chunk)
 
 
 def schedule_of(stage: Stage) -> optax.Schedule:
@@ -226,7 +252,7 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
     Raises:
         UsageError: a system without words.
         DataError: word vectors that are missing or do not fit.
-        CheckpointError: the other run is missing, damaged, or does not fit.
+        CheckpointError: the other run or bundle is missing, damaged, or does not fit.
     """
     if config.data.word_vectors:
         params = with_word_vectors(params, config.data.word_vectors, vocabulary, model.word_tables)
@@ -234,16 +260,20 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
     if not source:
         return params
     other = Path(source)
-    saved, theirs = configs.read(other), folder.read_vocabulary(other)
+    theirs = folder.words_of(other)
     if theirs and vocabulary and theirs.words != vocabulary.words and not config.init.skip:
         raise CheckpointError(
             f"{other} was trained with vocabulary {theirs.sha256[:8]} ({len(theirs):,} words), this run has "
-            f"{vocabulary.sha256[:8]} ({len(vocabulary):,}); name the embedding in --config.init.skip to leave it at "
-            "its initial value, or train on the same captions."
+            f"{vocabulary.sha256[:8]} ({len(vocabulary):,}); keep its words with --config.init.vocabulary=True, or "
+            "name the embedding in --config.init.skip to leave it at its initial value."
         )
-    checkpoints = Checkpoints(other, read_only=True)
-    tree = checkpoints.restore_model(checkpoints.best())
-    return warm_start(params, tree["ema"] if saved.ema else tree["params"], skip=config.init.skip, where=source)
+    if bundle.is_bundle(other):
+        values: Any = bundle.read_parameters(other)
+    else:
+        checkpoints = Checkpoints(other, read_only=True)
+        tree = checkpoints.restore_model(checkpoints.best())
+        values = tree["ema"] if configs.read(other).ema else tree["params"]
+    return warm_start(params, values, skip=config.init.skip, where=source)
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary | None, tables: str) -> Any:

@@ -65,6 +65,7 @@ class Objective(NamedTuple):
     options: Mapping[str, float | optax.Schedule]
     weights: Mapping[str, float]
     mask_same_image: bool = False
+    mask_same_text: bool = False
     block: Block | None = None  # pairs scored at a time; chosen by the kind of device where None
     mesh: Mesh | None = None  # devices that share the score matrix
     extras: tuple[str, ...] = ()  # what else the rank loss takes: "pairing", "image_scores", "text_scores"
@@ -117,7 +118,7 @@ def loss_fn(
     aux = call("aux", drop_aux, local_rows(batch, axis), image, text)
     gather = partial(jax.lax.all_gather, axis_name=axis, tiled=True) if axis else lambda x: x
     image_repr, text_repr = jax.tree.map(gather, (image[0], text[0]))
-    pairing = Pairing(*map(gather, Pairing.of(batch.image, batch.text)))
+    pairing = jax.tree.map(gather, Pairing.of(batch.image, batch.text))
 
     options = {name: value(stage_step) if callable(value) else value for name, value in objective.options.items()}
     terms = dict(aux)
@@ -137,12 +138,14 @@ def loss_fn(
                 objective.chunk,
                 objective.mask_same_image,
                 objective.mesh.size if objective.mesh else 1,
+                objective.mask_same_text,
             )
             terms["rank"], matched, hardest = objective.rank_loss(pairs, **options)
         else:
             scores = pairwise(score, variables, image_repr, text_repr, block=objective.block, mesh=objective.mesh)
             positive = pairing.positive()
-            where = pairing.counted(mask_same_image=objective.mask_same_image)
+            masks = {"mask_same_image": objective.mask_same_image, "mask_same_text": objective.mask_same_text}
+            where = pairing.counted(**masks)
             extras: dict[str, Callable[[], Any]] = {
                 "pairing": lambda: pairing,
                 "image_scores": lambda: score(variables, image_repr, image_repr),

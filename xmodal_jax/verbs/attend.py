@@ -18,9 +18,10 @@ from jaxtyping import Float
 from xmodal_jax import models
 from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
-from xmodal_jax.data.records import Dataset, Split
+from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import DataError, UsageError, require
 from xmodal_jax.evaluation.run import Run
+from xmodal_jax.inference import Bundle, load
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import UNKNOWN
 from xmodal_jax.types import Repr
@@ -54,20 +55,25 @@ def with_attention() -> list[str]:
 
 def check(run: Run) -> None:
     """Raise unless the run's model attends to regions and its data set knows where those are."""
-    name, features = run.config.model.name, run.dataset.manifest["features"]
+    name = run.config.model.name
     if not run.model.has("attention"):
         raise UsageError(
             f'The model "{name}" of {run.workdir} has no attention between words and regions; '
             f"these have: {', '.join(with_attention())}."
         )
-    if not run.dataset.manifest["boxes"]:
+    check_boxes(run.dataset, run.inputs.image, str(run.workdir))
+
+
+def check_boxes(dataset: Dataset, names: Sequence[str], reader: str) -> None:
+    """Raise unless the data set knows where the regions of the features ``names`` are, which ``reader`` reads."""
+    if not dataset.manifest["boxes"]:
         raise DataError(
-            f"{run.dataset.directory} carries no boxes, so nobody knows where its regions are; import it again with "
+            f"{dataset.directory} carries no boxes, so nobody knows where its regions are; import it again with "
             "SPLIT_boxes.npy beside the features (precomp) or from a bottom-up-attention file (butd)."
         )
-    if not any("regions" in features[feature] for feature in run.inputs.image):
+    if not any("regions" in dataset.manifest["features"].get(name, {}) for name in names):
         raise UsageError(
-            f"{run.workdir} reads the feature {', '.join(run.inputs.image)}, which has no regions; "
+            f"{reader} reads the feature {', '.join(names)}, which has no regions; "
             "train with --config.model.feature=region."
         )
 
@@ -118,6 +124,38 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
         weight[real, 1 : 1 + len(words)],  # <start> stands before the words, <end> and padding behind them
         np.asarray(images.box)[0][real],
         split.pictures[row],
+        tuple(split.sizes[row].tolist()),
+    )
+
+
+def look_by(bundle: Bundle, split: Split, row: int, caption: str) -> Pair:
+    """One image and one caption as a bundle sees them.
+
+    Raises:
+        UsageError: a system without attention, data without what it reads, or a caption without a word.
+    """
+    item = split.read([row])[0]
+    missing = [name for name in bundle.features if name not in item.features]
+    if missing:
+        raise UsageError(f'{split.dataset.directory} has no feature "{missing[0]}", which {bundle.path} reads.')
+    words = bundle.split(caption)
+    if not words:
+        raise UsageError('The caption has no word; give one: --caption "two red squares".')
+    image = bundle.embed_images({name: np.asarray(item.features[name])[None] for name in bundle.features})
+    text = bundle.embed_texts([caption])
+    words = words[: bundle.length(caption) - 2]
+    if bundle.cut(caption):
+        print(f"The caption is longer than {max(bundle.lengths)} tokens and was cut after {len(words)} words.")
+    strange, boxes = set(bundle.unknown(caption)), np.asarray(item.boxes, np.float32)
+    return Pair(
+        item.id,
+        caption,
+        float(bundle.score(image, text)[0, 0]),
+        words,
+        [word not in strange for word in words],
+        bundle.attend(image, text)[0, 0][: len(boxes), 1 : 1 + len(words)],
+        boxes,
+        item.picture,
         tuple(split.sizes[row].tolist()),
     )
 
@@ -313,15 +351,27 @@ def read_truth(split: Split) -> list[dict[str, Any]]:
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal attend`: the picture of one image and one caption."""
-    run = Run(args.workdir, args.data)
-    check(run)
-    split, row = find_image(run.dataset, args.image, args.split)
-    caption = next(iter(split.captions[row]), "") if args.caption is None else args.caption
-    step = run.step(args.step)
-    pair = look(run, run.variables(step)[0], split, row, caption)
+
+    def find(dataset: Dataset) -> tuple[Split, int, str]:
+        split, row = find_image(dataset, args.image, args.split)
+        return split, row, next(iter(split.captions[row]), "") if args.caption is None else args.caption
+
+    if args.bundle:
+        if args.data is None or args.step is not None:
+            raise UsageError("--bundle needs --data, a prepared data set, and has no --step.")
+        bundle, dataset = load(args.bundle), open_dataset(args.data)
+        check_boxes(dataset, list(bundle.features), str(args.bundle))
+        split, row, caption = find(dataset)
+        pair, where = look_by(bundle, split, row, caption), ""
+    else:
+        run = Run(args.workdir, args.data)
+        check(run)
+        split, row, caption = find(run.dataset)
+        step = run.step(args.step)
+        pair, where = look(run, run.variables(step)[0], split, row, caption), f" at step {step:,}"
     draw([pair], args.out)
     strange = [word for word, known in zip(pair.words, pair.known, strict=True) if not known]
     if strange:
-        print(f"not in the vocabulary of {run.workdir}: {', '.join(strange)}")
-    print(f"{args.out}: score {pair.score:.3f} at step {step:,}, split {split.name}")
+        print(f"not in the vocabulary of {args.bundle or args.workdir}: {', '.join(strange)}")
+    print(f"{args.out}: score {pair.score:.3f}{where}, split {split.name}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def paraphrase(args: argparse.Namespace) -> int:
         bundle = load(args.bundle)
         speaking.check(bundle.functions, bundle.system, "begin_text")
         texts = args.text or captions_of(args.data, args.split)
+        tell_cut(sum(bundle.cut(text) > 0 for text in texts), max(bundle.lengths))
         show(texts, bundle.paraphrase(texts, decoding=decoding, seed=args.seed), args.json)
         return 0
     from xmodal_jax.data.pipeline import Captions
@@ -124,8 +126,15 @@ def paraphrase(args: argparse.Namespace) -> int:
     else:
         texts = list(args.text)
         captions = Captions([[text] for text in texts], run.vocabulary, run.config.data.lengths)
+    tell_cut(captions.cut, max(run.config.data.lengths))
     show(texts, run.speaker(decoding).texts(variables, captions, quiet=not args.split), args.json)
     return 0
+
+
+def tell_cut(count: int, most: int) -> None:
+    """Say that so many sentences have more tokens than are read."""
+    if count:
+        print(f"{count:,} of the sentences are longer than {most} tokens and were cut.", file=sys.stderr)
 
 
 def captions_of(data: Path | None, split: str) -> list[str]:

@@ -78,8 +78,9 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     step = run.checkpoints.best()
     variables, weights = run.variables(step)
     images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
-    member = Member(run.evaluator.score, variables, images, texts)
-    ranking = rank_split([member], captions.image, reader.count, protocol="auto", weights=weights)
+    member = Member(run.evaluator.score, variables, images, texts, captions.read_id)
+    options = {"protocol": "auto", "weights": weights, "text_id": captions.text_id}
+    ranking = rank_split([member], captions.image, reader.count, **options)
     result = record(run, step, "test", ranking, chance=True)
     title = f"SCAN on scenes, {reader.count:,} test images, step {step:,}"
     count = min(4, reader.count)

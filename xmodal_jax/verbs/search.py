@@ -64,18 +64,19 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1)) if args.json else print_measured(rows)
         return 0
     unknown: list[str] = []
+    cut = 0
     if args.image is not None:
         side, hits = gallery.texts, searcher.by_image(_image_of(gallery, args.image), args.k)
     else:
         side, hits = gallery.images, searcher.by_text([args.text], args.k)[0]
-        unknown = searcher.unknown(args.text)
+        unknown, cut = searcher.unknown(args.text), gallery.bundle.cut(args.text)
         searcher.check_known(args.text)
     scored = searcher.scored(side, args.k)
     if gallery.note and args.json:
         print(printable(gallery.note), file=sys.stderr)
     if args.json:
         query = {"text": args.text} if args.image is None else {"image": args.image}
-        facts = {"query": query, "unknown": unknown, "scored": scored, "of": len(side)}
+        facts = {"query": query, "unknown": unknown, "cut": cut, "scored": scored, "of": len(side)}
         print(json.dumps({**facts, "hits": [hit._asdict() for hit in hits]}, indent=1))
         return 0
     if scored < len(side):
@@ -86,5 +87,8 @@ def main(args: argparse.Namespace) -> int:
         )
     if unknown:
         print(f"not in the vocabulary: {printable(', '.join(unknown))}", file=sys.stderr)
+    if cut:
+        most = max(gallery.bundle.lengths)
+        print(f"the sentence is cut: its last {cut:,} tokens are not read, only {most:,} are", file=sys.stderr)
     print("\n".join(table(hits, shutil.get_terminal_size().columns)))
     return 0

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.data.records import REPORT
+from xmodal_jax.data.records import REPORT, open_dataset
 from xmodal_jax.data.sources import butd, coco, flickr, karpathy, objects, precomp, table
 from xmodal_jax.data.sources.common import Plan, Report
 from xmodal_jax.data.sources.recognise import KINDS, recognise
 from xmodal_jax.data.sources.splits import missing
 from xmodal_jax.data.writer import prepared, write
 from xmodal_jax.errors import DataError
+from xmodal_jax.text import unknown
+from xmodal_jax.text.vocabulary import MINIMUM
 
 IMPORTERS: dict[str, Callable[[argparse.Namespace], Plan]] = {
     "precomp": precomp.plan,
@@ -59,6 +61,19 @@ def _refuse_other_kind(args: argparse.Namespace) -> None:
     )
 
 
+def rare_words(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """How much of the training captions a vocabulary of the default minimum count would not know, as a line."""
+    if "train" not in manifest["splits"]:
+        return []
+    texts = [text for captions in open_dataset(out).split("train").captions for text in captions]
+    coverage = unknown.train_vocabulary(texts, MINIMUM).coverage(texts)
+    level = unknown.level(coverage)
+    hint = "; lower --config.data.minimum_count for a training" if level else ""
+    rare = f"{100 * coverage.share:.1f} % of {coverage.tokens:,} tokens in train are of words that occur less than"
+    alone = f", {coverage.blank:,} captions hold only such" if coverage.blank else ""
+    return [f"  {'warning: ' if level else ''}{rare} {MINIMUM} times{alone}{hint}"]
+
+
 def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[str]) -> str:
     """What an import of ``splits`` read, kept and dropped, for people."""
     lines = [f"{manifest['name']} -> {out}", f"  {'split':<10}{'images':>10}{'captions':>12}{'an image':>12}"]
@@ -74,6 +89,7 @@ def summary(out: Path, manifest: dict[str, Any], report: Report, splits: list[st
     pictures = sum(counts["pictures"] for counts in manifest["splits"].values())
     lines.append(f"  boxes: {'yes' if manifest['boxes'] else 'no'}, pictures: {pictures:,}")
     totals = {key: sum(counts[key] for counts in manifest["splits"].values()) for key in ("images", "captions")}
+    lines += rare_words(out, manifest)
     read = " and ".join(f"{count:,} {what}" for what, count in report.read.items())
     lines.append(f"read {read}; kept {totals['images']:,} images and {totals['captions']:,} captions")
     lines += [f"  {note}" for note in report.notes]

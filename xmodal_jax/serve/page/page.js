@@ -140,7 +140,8 @@ async function search(text) {
     const answer = await post("/search", { text, k });
     if (turn !== state.turn) return; // a newer question has been asked
     $("hits").replaceChildren(...answer.hits.map(card));
-    const strange = answer.unknown.length ? ` Not in the vocabulary: ${answer.unknown.join(", ")}.` : "";
+    const long = answer.cut ? ` The sentence is too long: its last ${answer.cut} words were not read.` : "";
+    const strange = (answer.unknown.length ? ` Not in the vocabulary: ${answer.unknown.join(", ")}.` : "") + long;
     const count = answer.hits.length;
     const cut = answer.scored < answer.of ? ` ${answer.scored.toLocaleString("en")} of ${answer.of.toLocaleString("en")} were scored in full, those that a coarse search puts first.` : "";
     say(count ? `${count} pictures in ${Math.round(performance.now() - began)} ms.${cut}${strange}` : `This gallery has no pictures.${strange}`);

@@ -28,6 +28,10 @@ def add_data(verbs) -> None:
     check = verb(kinds, "check", "data.check:main", "check a prepared data set", "xmodal data check data/f8k")
     check.add_argument("directory", type=Path)
     check.add_argument("--json", type=Path, help="also write the findings here")
+    check.add_argument("--minimum-count", type=int, default=4, help="what data.minimum_count of a training will be")
+    check.add_argument(
+        "--allow-unknown", action="store_true", help="captions of which less than half is known are only a warning"
+    )
     add_import(kinds)
     add_changes(kinds)
     add_text_features(kinds)

@@ -35,6 +35,17 @@ def add_eval(verbs) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path)
     which.add_argument("--ensemble", type=Path, nargs="+", metavar="W", help="runs whose score matrices are averaged")
+    which.add_argument("--bundle", type=Path, help="what `xmodal export` or `xmodal convert` wrote, on --data")
+    which.add_argument(
+        "--embeddings",
+        type=Path,
+        nargs=2,
+        metavar=("IMAGE", "TEXT"),
+        help="two .npy arrays [items, numbers] of any program, scored by inner products",
+    )
+    parser.add_argument(
+        "--map", type=Path, metavar="JSON", help="of --embeddings: a list with the row of the image of each caption"
+    )
     parser.add_argument("--scale", action="store_true", help="ensemble: divide scores by their deviation on dev first")
     parser.add_argument("--split", default="test")
     parser.add_argument(
@@ -43,9 +54,18 @@ def add_eval(verbs) -> None:
         default="auto",
         help="fold5: mean over five folds of 1,000 images",
     )
+    parser.add_argument(
+        "--duplicates",
+        choices=["separate", "shared"],
+        default="separate",
+        help="captions that equal one of another image are right for their own image alone, or for all of these",
+    )
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
     parser.add_argument(
         "--data", type=Path, help="the data set where it has moved since training, or another, kept in a record apart"
+    )
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="rank captions of which the vocabulary knows less than half, too"
     )
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
@@ -71,13 +91,15 @@ def add_attend(verbs) -> None:
         "draw which regions of an image the words of a caption look at",
         'xmodal attend --workdir demo/run --image scene-0-000003 --caption "two red squares" --out attention.png',
     )
-    parser.add_argument("--workdir", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=Path, help="a run")
+    which.add_argument("--bundle", type=Path, help="or a bundle, on --data")
     parser.add_argument("--image", required=True, metavar="ID", help="an image of the data set")
     parser.add_argument("--caption", help="any text; by default the first caption of the image itself")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write")
     parser.add_argument("--split", help="where to look for the image; everywhere by default")
     parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
-    parser.add_argument("--data", type=Path, help="the data set, where it has moved since training")
+    parser.add_argument("--data", type=Path, help="the data set, for a bundle or where it has moved since training")
 
 
 def add_baseline(verbs) -> None:
