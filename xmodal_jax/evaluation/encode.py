@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from xmodal_jax.data.pipeline import Captions, FeatureReader, image_batches, text_batches
 from xmodal_jax.errors import NumericError
 from xmodal_jax.evaluation import table
-from xmodal_jax.evaluation.vote import Member
+from xmodal_jax.evaluation.vote import Member, rank_table
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.progress import Progress
 from xmodal_jax.similarity.pairwise import cut, fragments, lengths, pairwise

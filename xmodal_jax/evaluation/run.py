@@ -152,7 +152,7 @@ class Run:
         return f"{self.workdir} step {self.checkpoints.best():,}"
 
     def rank(self, step: int, split: str, protocol: str, *, shared: bool = False) -> Ranking:
-        """The ranks of all queries of a split by one step; ``shared``: equal captions are positives of all their images."""
+        """The ranks of a split by one step; ``shared``: equal captions are positives of all their images."""
         member, owner, weights = self.member(step, split)
         options = {"text_id": text_ids(self.dataset.split(split)), "shared": shared}
         count = len(self.dataset.split(split))

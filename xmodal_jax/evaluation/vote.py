@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import scipy.sparse
 from jaxtyping import Bool, Int
 
 from xmodal_jax.evaluation import protocols, rank, table
+from xmodal_jax.evaluation.table import Duplicates
 from xmodal_jax.types import Repr
 
 IMAGE_BLOCK, CAPTION_BLOCK = 512, 4096  # scores held at a time
@@ -48,10 +49,8 @@ class Ranking(NamedTuple):
     fold: Int[np.ndarray, " b"]  # images of one number were ranked together
     protocol: str
     weights: str
-    duplicates: table.Duplicates = table.Duplicates()
-    positives: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]] | None = (
-        None  # of each query; by default of ``image``
-    )
+    duplicates: Duplicates = Duplicates()
+    positives: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]] | None = None  # of each query
 
     def folds(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each fold the i2t ranks, the t2i ranks and the row of each caption's image, as `make_table` takes them."""
@@ -115,7 +114,7 @@ def rank_split(
         captions[fold], images[inside] = same.counts
         equal += same.equal
         tied += [counts.i2t_tied.sum(), counts.t2i_tied.sum()]
-    duplicates = table.Duplicates(shared, equal, tuple(tied.tolist()))
+    duplicates = Duplicates(shared, equal, tuple(tied.tolist()))
     return Ranking(i2t, t2i, owner, number, why, weights, duplicates, (captions, images) if shared else None)
 
 
