@@ -13,7 +13,7 @@ from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions
-from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.errors import CheckpointError, UsageError, check_output
 from xmodal_jax.evaluation import ranks_file, speak, table
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.speak import Said
@@ -100,7 +100,8 @@ def ensemble(args: argparse.Namespace) -> int:
         known = [part[0] for part in parts] if args.split == "dev" else [run.vote("dev")[0] for run in runs]
         members = [scaled(member, by) for member, by in zip(members, known, strict=True)]
     weights = "/".join(sorted({part[2] for part in parts}))
-    result = rank_split(members, owner, count, protocol=args.protocol, weights=weights).table()
+    ranking = rank_split(members, owner, count, protocol=args.protocol, weights=weights)
+    result = ranking.table()
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
     table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
@@ -108,13 +109,14 @@ def ensemble(args: argparse.Namespace) -> int:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
         digest.write(args.json, json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
+        about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
+        ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
     return 0
 
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise UsageError(f"--json {args.json}: give a file in a folder that is there.")
+    check_output("--json", args.json)
     if args.ensemble:
         return ensemble(args)
     if args.scale:

@@ -25,8 +25,9 @@ from jaxtyping import Float, Int
 
 from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
-from xmodal_jax.evaluation import protocols, table
+from xmodal_jax.evaluation import ranks_file, table
 from xmodal_jax.evaluation.rank import blocked_ranks
+from xmodal_jax.evaluation.vote import Member, rank_split
 from xmodal_jax.progress import Progress
 from xmodal_jax.text.tokens import tokenize
 
@@ -309,8 +310,6 @@ class Fitted(NamedTuple):
 
     def vote(self, split: str) -> tuple[Any, Int[np.ndarray, " c"], str]:
         """A member of an ensemble, the image of each caption, and which weights it has."""
-        from xmodal_jax.evaluation.vote import Member
-
         ((items,), _) = read_items([self.dataset.split(split)], self.features, self.words)
         image, text = embeddings(project(self.projection, items), self.projection.correlation, self.setting)
         return Member(lambda _, image, text: image @ text.T, None, image, text), items.row, "linear"
@@ -337,13 +336,9 @@ def main(args: argparse.Namespace) -> int:
     if args.workdir:
         Fitted(args.workdir, dataset, args.method, args.features, setting, projection, words).save()
     image, text = project(projection, test)
-    folds, why = protocols.choose("auto", len(image))
-    results = []
-    for fold in folds:
-        inside = np.isin(test.row, fold)
-        row = np.searchsorted(fold, test.row[inside])
-        results.append((*rank((image[fold], text[inside]), projection.correlation, setting, row), row))
-    result = table.make_table(results, protocol=why, weights="raw")
+    member = Member(lambda _, i, t: i @ t.T, None, *embeddings((image, text), projection.correlation, setting))
+    ranking = rank_split([member], test.row, len(image), protocol="auto", weights="raw")
+    result = ranking.table()
     title = (
         f"{args.method} on {dataset.manifest['name']} {args.split}, {' + '.join(args.features)} features\n"
         f"by dev rsum {dev_rsum:.1f}: image ridge {setting.image_ridge:g}, text ridge {setting.text_ridge:g}, "
@@ -354,4 +349,6 @@ def main(args: argparse.Namespace) -> int:
         facts = {"method": args.method, "data": str(args.data), "split": args.split, "features": args.features}
         content = {**facts, "setting": setting._asdict(), "dev_rsum": dev_rsum, **table.to_json(result)}
         args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        about = {**facts, "data": dataset.manifest["name"], "identity": dataset.identity, "system": args.method}
+        ranks_file.write_beside(args.json, ranking, dataset.split(args.split), about)
     return 0

@@ -17,7 +17,7 @@ import numpy as np
 from xmodal_jax import models
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Dataset, Split
-from xmodal_jax.errors import DataError, UsageError, require
+from xmodal_jax.errors import PICTURES, DataError, UsageError, check_output, require
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import UNKNOWN
@@ -296,6 +296,7 @@ def read_truth(split: Split) -> list[dict[str, Any]]:
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal attend`: the picture of one image and one caption."""
+    check_output("--out", args.out, PICTURES)
     run = Run(args.workdir, args.data)
     check(run)
     split, row = find_image(run.dataset, args.image, args.split)

@@ -116,7 +116,7 @@ def add_compare(verbs) -> None:
         "two runs on the same queries: what differs, by how much, how surely, and on which queries",
         "xmodal compare runs/vsepp runs/scan --html compare.html",
     )
-    what = "a run folder, a folder of evaluations, or a file that `xmodal eval` wrote there"
+    what = "a run folder (its best step), a folder of evaluations, or a file of one (eval/test-STEP.json)"
     parser.add_argument("a", type=Path, metavar="A", help=what)
     parser.add_argument("b", type=Path, metavar="B", help="another; all differences are B minus A")
     parser.add_argument("--split", default="test", help="of folders; test by default")
