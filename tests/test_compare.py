@@ -174,6 +174,26 @@ def test_an_ensemble_and_a_baseline_are_compared_by_their_file(runs, tmp_path, c
 
 
 @pytest.mark.usefixtures("one_device")
+def test_a_report_of_any_run(runs, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="drawn by matplotlib")
+    argv, folder = (
+        ["eval", "--workdir", str(runs / "a"), "--report", str(tmp_path / "new" / "r")],
+        tmp_path / "new" / "r",
+    )
+    assert cli.run(argv) == 0
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"\]\((.+\.png)\)", page)
+    assert pictures == ["curves.png", "ranks.png", "retrieved.png"]
+    assert all((folder / name).stat().st_size > 10_000 for name in pictures)
+    assert page.startswith(f"# {runs / 'a'} on planted test, step 2") and "| chance |" in page
+    capsys.readouterr()
+    assert cli.run([*argv, "--watch"]) == 2
+    assert "--report is of one step" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.run([*argv[:-1], str(tmp_path / "file")]) == 4
+
+
+@pytest.mark.usefixtures("one_device")
 def test_what_cannot_be_paired_is_refused(runs, tmp_path, capsys):
     a, b = runs / "a", shutil.copytree(runs / "b", tmp_path / "b")
     assert cli.run(["eval", "--workdir", str(b), "--split", "dev"]) == 0

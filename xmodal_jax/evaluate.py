@@ -13,7 +13,7 @@ from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions
-from xmodal_jax.errors import CheckpointError, UsageError, check_output
+from xmodal_jax.errors import CheckpointError, UsageError, check_output, require
 from xmodal_jax.evaluation import ranks_file, speak, table
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.speak import Said
@@ -26,11 +26,19 @@ NOISE = "noise.json"  # the noise curve of a run, in its folder "eval"
 
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
-    and Markdown, beside the ranks of all queries, and to ``args.json``."""
+    and Markdown, beside the ranks of all queries, and to ``args.json``; draw the page of ``args.report``."""
     split = args.split
-    ranking = run.rank(step, split, args.protocol)
+    rows = run.dataset.split(split)
+    member, owner, weights = run.member(step, split)
+    ranking = rank_split([member], owner, len(rows), protocol=args.protocol, weights=weights)
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     record(run, step, split, ranking, said, copy=args.json)
+    if args.report:
+        from xmodal_jax.verbs import report as pages
+
+        title = f"{run.workdir} on {run.title} {split}, step {step:,}"
+        pages.make(run, step, member, ranking, rows, args.report, title=title)
+        print(f"report: {args.report / 'report.md'}")
 
 
 def record(
@@ -117,6 +125,14 @@ def ensemble(args: argparse.Namespace) -> int:
 def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
     check_output("--json", args.json)
+    if args.report:
+        if args.ensemble or args.watch or args.char_noise:
+            raise UsageError("--report is of one step of a run; leave out --ensemble, --watch and --char-noise.")
+        require("matplotlib", "train")
+        try:
+            args.report.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise digest.refused(args.report, error) from error
     if args.ensemble:
         return ensemble(args)
     if args.scale:
