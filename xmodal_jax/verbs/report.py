@@ -166,7 +166,7 @@ def make(
         "python": sys.version.split()[0],
     }
     names = ("Learning curves", "Ranks, scores and errors", "Retrieved examples")
-    markdown = table.to_markdown(ranking.table(), title=title, chance=True)
+    markdown = table.to_markdown(ranking.table(), title="Recall, and that of a random ranking:", chance=True)
     drawn = {**dict(zip(names, places, strict=True)), **pictures}
     write_report(root / "report.md", title=title, table=markdown, facts={**known, **facts}, pictures=drawn)
 
