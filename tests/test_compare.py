@@ -160,6 +160,40 @@ def test_two_runs(runs, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("one_device")
+def test_an_ensemble_and_a_baseline_are_compared_by_their_file(runs, tmp_path, capsys):
+    mean, linear = tmp_path / "mean.json", tmp_path / "linear.json"
+    assert cli.run(["eval", "--ensemble", str(runs / "a"), str(runs / "b"), "--json", str(mean)]) == 0
+    assert cli.run(["baseline", "cca", "--data", str(runs / "set"), "--json", str(linear)]) == 0
+    code, out, _ = run(capsys, linear, mean, "--json", tmp_path / "c.json")
+    assert code == 0 and "Not known: the config of a run is not there." in out
+    found = json.loads((tmp_path / "c.json").read_text())
+    for side, path in (("a", linear), ("b", mean)):
+        evaluated = json.loads(path.read_text())
+        assert {way: found[side][way] for way in ("i2t", "t2i")} == {way: evaluated[way] for way in ("i2t", "t2i")}
+    assert run(capsys, runs / "a", mean, "--data", runs / "set")[0] == 0
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_report_of_any_run(runs, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="drawn by matplotlib")
+    argv, folder = (
+        ["eval", "--workdir", str(runs / "a"), "--report", str(tmp_path / "new" / "r")],
+        tmp_path / "new" / "r",
+    )
+    assert cli.run(argv) == 0
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"\]\((.+\.png)\)", page)
+    assert pictures == ["curves.png", "ranks.png", "retrieved.png"]
+    assert all((folder / name).stat().st_size > 10_000 for name in pictures)
+    assert page.startswith(f"# {runs / 'a'} on planted test, step 2") and "| chance |" in page
+    capsys.readouterr()
+    assert cli.run([*argv, "--watch"]) == 2
+    assert "--report is of one step" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.run([*argv[:-1], str(tmp_path / "file")]) == 4
+
+
+@pytest.mark.usefixtures("one_device")
 def test_what_cannot_be_paired_is_refused(runs, tmp_path, capsys):
     a, b = runs / "a", shutil.copytree(runs / "b", tmp_path / "b")
     assert cli.run(["eval", "--workdir", str(b), "--split", "dev"]) == 0
@@ -173,6 +207,7 @@ def test_what_cannot_be_paired_is_refused(runs, tmp_path, capsys):
     assert "test (16 images)" in (said := refused(2, a / "eval" / "test-2.json", other)) and "dev (16 images)" in said
     assert "the same evaluation" in refused(2, a, a)
     assert "no evaluation on test" in refused(3, a, tmp_path)
+    assert "is not there" in refused(3, a, tmp_path / "none")
     assert 'no split "tset"' in refused(3, a, b, "--split", "tset")
     assert "give a file in a folder" in refused(2, a, b, "--html", tmp_path / "none" / "c.html")
     (tmp_path / "x.json").write_text("{}")

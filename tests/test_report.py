@@ -201,3 +201,19 @@ def test_several_runs_are_shown_by_what_differs_and_each_key_once(tmp_path, caps
     assert "# the configs are the same" in capsys.readouterr().out
     assert cli.run(["show", str(a), str(a)]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("block = ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "runs/none", "--curves"],
+        ["results", "runs/none", "--chart"],
+        ["bench", "scaling", "--plot"],
+        ["attend", "--workdir", "runs/none", "--image", "i", "--out"],
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(words, tmp_path, capsys):
+    for name, why in (("x.txt", "ends in .png, .svg"), ("x", "ends in .png"), ("none/x.png", "folder that is there")):
+        assert cli.run([*words, str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert f"xmodal: {words[-1]} {tmp_path / name}: give a " in error and why in error and error.count("\n") == 1

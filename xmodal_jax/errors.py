@@ -3,6 +3,11 @@
 The command line prints the message without a traceback and leaves with the class's exit code.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
 
 class XmodalError(Exception):
     """Base of every error the package raises on purpose."""
@@ -39,6 +44,19 @@ class CutWarning(UserWarning):
 
 
 SAVED_ON_SIGNAL = 75  # sysexits' EX_TEMPFAIL: run the same command again to go on
+
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+
+
+def check_output(option: str, path: Path | None, endings: Sequence[str] = ()) -> None:
+    """Raise a :class:`UsageError` where the file of an option cannot be written, before anything is computed for it."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: give a file in a folder that is there.")
+    if endings and path.suffix.lower() not in endings:
+        raise UsageError(f"{option} {path}: give a name that ends in {', '.join(endings[:-1])} or {endings[-1]}.")
 
 
 def require(module: str, extra: str) -> None:

@@ -14,7 +14,7 @@ from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions, text_ids
 from xmodal_jax.data.records import open_dataset
-from xmodal_jax.errors import CheckpointError, UsageError
+from xmodal_jax.errors import CheckpointError, UsageError, check_output, require
 from xmodal_jax.evaluation import ranks_file, speak, table
 from xmodal_jax.evaluation.embeddings import load_array, load_map, recall
 from xmodal_jax.evaluation.run import Run
@@ -34,11 +34,20 @@ def open_run(path: Path, args: argparse.Namespace) -> Run:
 
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
-    and Markdown, beside the ranks of all queries, and to ``args.json``."""
+    and Markdown, beside the ranks of all queries, and to ``args.json``; draw the page of ``args.report``."""
     split = args.split
-    ranking = run.rank(step, split, args.protocol, shared=args.duplicates == "shared")
+    rows = run.dataset.split(split)
+    member, owner, weights = run.member(step, split)
+    options = {"text_id": text_ids(rows), "shared": args.duplicates == "shared"}
+    ranking = rank_split([member], owner, len(rows), protocol=args.protocol, weights=weights, **options)
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     record(run, step, split, ranking, said, copy=args.json)
+    if args.report:
+        from xmodal_jax.verbs import report as pages
+
+        title = f"{run.workdir} on {run.title} {split}, step {step:,}"
+        pages.make(run, step, member, ranking, rows, args.report, title=title)
+        print(f"report: {args.report / 'report.md'}")
 
 
 def record(
@@ -113,7 +122,8 @@ def ensemble(args: argparse.Namespace) -> int:
         members = [scaled(member, by) for member, by in zip(members, known, strict=True)]
     weights = "/".join(sorted({part[2] for part in parts}))
     options = {"text_id": text_ids(runs[0].dataset.split(args.split)), "shared": args.duplicates == "shared"}
-    result = rank_split(members, owner, count, protocol=args.protocol, weights=weights, **options).table()
+    ranking = rank_split(members, owner, count, protocol=args.protocol, weights=weights, **options)
+    result = ranking.table()
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
     table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
@@ -121,13 +131,22 @@ def ensemble(args: argparse.Namespace) -> int:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
         digest.write(args.json, json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
+        about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
+        ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
     return 0
 
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise UsageError(f"--json {args.json}: give a file in a folder that is there.")
+    check_output("--json", args.json)
+    if args.report:
+        if args.ensemble or args.watch or args.char_noise:
+            raise UsageError("--report is of one step of a run; leave out --ensemble, --watch and --char-noise.")
+        require("matplotlib", "train")
+        try:
+            args.report.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise digest.refused(args.report, error) from error
     if args.ensemble:
         return ensemble(args)
     if args.embeddings:

@@ -26,9 +26,9 @@ from jaxtyping import Float, Int
 from xmodal_jax.data.pipeline import text_ids
 from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
-from xmodal_jax.evaluation import table
+from xmodal_jax.evaluation import ranks_file, table
 from xmodal_jax.evaluation.rank import blocked_ranks
-from xmodal_jax.evaluation.vote import Member, rank_table
+from xmodal_jax.evaluation.vote import Member, rank_split
 from xmodal_jax.progress import Progress
 from xmodal_jax.text.tokens import tokenize
 
@@ -340,7 +340,8 @@ def main(args: argparse.Namespace) -> int:
     image, text = embeddings(project(projection, test), projection.correlation, setting)
     ids = text_ids(splits[-1])
     member = Member(lambda _, image, text: image @ text.T, None, image, text, ids)
-    result = rank_table([member], test.row, len(image), protocol="auto", weights="raw", text_id=ids)
+    ranking = rank_split([member], test.row, len(image), protocol="auto", weights="raw", text_id=ids)
+    result = ranking.table()
     title = (
         f"{args.method} on {dataset.manifest['name']} {args.split}, {' + '.join(args.features)} features\n"
         f"by dev rsum {dev_rsum:.1f}: image ridge {setting.image_ridge:g}, text ridge {setting.text_ridge:g}, "
@@ -351,4 +352,6 @@ def main(args: argparse.Namespace) -> int:
         facts = {"method": args.method, "data": str(args.data), "split": args.split, "features": args.features}
         content = {**facts, "setting": setting._asdict(), "dev_rsum": dev_rsum, **table.to_json(result)}
         args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        about = {**facts, "data": dataset.manifest["name"], "identity": dataset.identity, "system": args.method}
+        ranks_file.write_beside(args.json, ranking, dataset.split(args.split), about)
     return 0

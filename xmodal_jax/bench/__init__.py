@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.errors import UsageError, require
+from xmodal_jax.errors import PICTURES, UsageError, check_output, require
 from xmodal_jax.progress import Progress
 
 COLUMNS = {
@@ -109,6 +109,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmarks, print the rows and write them as JSON."""
+    check_output("--json", args.json)
+    check_output("--plot", args.plot, PICTURES)
     if args.plot:
         require("matplotlib", "train")  # now, not after minutes of measuring
     if args.what == "search":

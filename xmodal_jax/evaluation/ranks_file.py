@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax import digest
+from xmodal_jax.data.records import Split
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.evaluation.vote import Ranking
 
@@ -50,6 +52,17 @@ def make(ranking: Ranking, ids: Sequence[str], captions: Sequence[Sequence[str]]
     file = io.BytesIO()
     np.savez_compressed(file, about=text, sha256=_sha256(text, arrays), **arrays)
     return file.getvalue()
+
+
+def beside(path: Path) -> Path:
+    """The file that goes with the table in ``path``."""
+    return path.with_name(f"{path.stem}.ranks.npz")
+
+
+def write_beside(path: Path, ranking: Ranking, split: Split, about: Mapping[str, Any]) -> None:
+    """Keep the ranks of a table that has no run folder; nothing beside what is no file, such as /dev/stdout."""
+    if path.is_file():
+        digest.write(beside(path), make(ranking, split.ids, split.captions, about))
 
 
 def read(path: Path) -> Evaluation:

@@ -19,7 +19,7 @@ from xmodal_jax import models
 from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Dataset, Split, open_dataset
-from xmodal_jax.errors import DataError, UsageError, require
+from xmodal_jax.errors import PICTURES, DataError, UsageError, check_output, require
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.inference import Bundle, load
 from xmodal_jax.matcher import Matcher
@@ -351,6 +351,7 @@ def read_truth(split: Split) -> list[dict[str, Any]]:
 
 def main(args: argparse.Namespace) -> int:
     """`xmodal attend`: the picture of one image and one caption."""
+    check_output("--out", args.out, PICTURES)
 
     def find(dataset: Dataset) -> tuple[Split, int, str]:
         split, row = find_image(dataset, args.image, args.split)

@@ -14,7 +14,7 @@ import numpy as np
 from xmodal_jax import config as configs
 from xmodal_jax import digest
 from xmodal_jax.data.records import Split, open_dataset
-from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError, require
+from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError, check_output, require
 from xmodal_jax.evaluation import compare, ranks_file, table
 from xmodal_jax.evaluation.compare import Difference, McNemar
 from xmodal_jax.training import log
@@ -73,6 +73,8 @@ def open_side(path: Path, split: str, data: Path | None) -> Side:
     Raises:
         CheckpointError, DataError: nothing evaluated is there, or it is damaged.
     """
+    if not path.exists():
+        raise DataError(f"{path} is not there; give a run folder, or what `xmodal eval` wrote.")
     if path.is_file():
         return _of_file(path, data)
     if (path / configs.FILE).is_file():
@@ -86,7 +88,7 @@ def open_side(path: Path, split: str, data: Path | None) -> Side:
 
 
 def _of_file(path: Path, data: Path | None) -> Side:
-    beside = path if path.suffix == ".npz" else path.with_name(f"{path.stem}.ranks.npz")
+    beside = path if path.suffix == ".npz" else ranks_file.beside(path)
     workdir = next((up for up in path.resolve().parents[:3] if (up / configs.FILE).is_file()), None)
     if beside.is_file():
         return _side(path, workdir, ranks_file.read(beside))
@@ -229,7 +231,7 @@ def _runs(found: Comparison) -> Section:
         return f"{mine[-1]['dev_rsum']:.1f}" if mine else "not known"
 
     facts = {
-        "run": lambda s: s.says("workdir"),
+        "run": lambda s: s.says("workdir") if "workdir" in s.evaluation.about else str(s.path),
         "system": lambda s: s.says("system"),
         "step": lambda s: s.says("step"),
         "weights": lambda s: s.evaluation.ranking.weights,
@@ -363,9 +365,7 @@ def main(args: argparse.Namespace) -> int:
     if args.k < 0:
         raise UsageError(f"-k {args.k}: give how many queries to show, 0 or more.")
     for option in ("html", "markdown", "json"):
-        path = getattr(args, option)
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UsageError(f"--{option} {path}: give a file in a folder that is there.")
+        check_output(f"--{option}", getattr(args, option))
     a, b = (open_side(path, args.split, args.data) for path in (args.a, args.b))
     found = compare_sides(a, b, args.k, args.data)
     parts = title_of(found), verdict(found), to_sections(found)

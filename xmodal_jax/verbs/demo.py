@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -12,17 +11,17 @@ import numpy as np
 
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes
+from xmodal_jax.data.pipeline import text_ids
 from xmodal_jax.errors import require
 from xmodal_jax.evaluate import record
-from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.evaluation.vote import Member, rank_split
+from xmodal_jax.evaluation.vote import rank_split
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
 from xmodal_jax.train import Trainer
 from xmodal_jax.training import setup
-from xmodal_jax.verbs import attend, curves, diagnosis, report
+from xmodal_jax.verbs import attend, report
 
 IMAGES, TINY_IMAGES = 3000, 60
 LOOKS = 3  # images on the page of attention pictures
@@ -74,41 +73,24 @@ def make_gallery(run: Run, root: Path) -> None:
 def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     """Score the test split once, print the table, draw the report from the same representations."""
     split = run.dataset.split("test")
-    reader, captions = run.reader("test"), run.captions("test")
     step = run.checkpoints.best()
-    variables, weights = run.variables(step)
-    images, texts = run.evaluator.representations(variables, reader, captions, quiet=False)
-    member = Member(run.evaluator.score, variables, images, texts, captions.read_id)
-    options = {"protocol": "auto", "weights": weights, "text_id": captions.text_id}
-    ranking = rank_split([member], captions.image, reader.count, **options)
-    result = record(run, step, "test", ranking, chance=True)
-    title = f"SCAN on scenes, {reader.count:,} test images, step {step:,}"
-    count = min(4, reader.count)
-    examples = report.retrieve(run.evaluator, variables, images, texts, captions, k=5, count=count, seed=seed)
+    member, owner, weights = run.member(step, "test")
+    options = {"protocol": "auto", "weights": weights, "text_id": text_ids(split)}
+    ranking = rank_split([member], owner, len(split), **options)
+    record(run, step, "test", ranking, chance=True)
     words = attend.word_accuracy(
-        attend.own_attention(run, variables, images, texts, captions.image), attend.read_truth(split)
+        attend.own_attention(run, member.variables, member.images, member.texts, owner), attend.read_truth(split)
     )
     accuracy = (
         f"{100 * words.right:.1f} % of {words.words:,} words that name an object look most at a region that covers it "
         f"(by chance {100 * words.chance:.1f} %; the regions cover the objects of {100 * words.possible:.1f} %)"
     )
     print(f"word-region accuracy: {accuracy}")
-    drawn, ranks, retrieved, looks = (root / f"{name}.png" for name in ("curves", "ranks", "retrieved", "attention"))
-    curves.draw(run.workdir, drawn)
-    diagnosis.draw(ranking, member, split.captions, ranks)
-    report.draw_retrieved(split, captions, *examples, retrieved)
-    chosen = np.sort(np.random.default_rng(seed).choice(reader.count, min(LOOKS, reader.count), replace=False))
-    attend.draw([attend.look(run, variables, split, row, split.captions[row][0]) for row in map(int, chosen)], looks)
-    facts = {
-        "config": f"`{run.workdir / 'config.json'}`",
-        "data": f"`{run.dataset.directory}`, manifest {run.dataset.manifest['sha256'][:12]}",
-        "vocabulary": f"{run.facts.vocabulary:,} words",
-        "selected": f"step {step:,}, best {run.checkpoints.reached(step)}",
-        "word-region accuracy": accuracy,
-        "time to here": clock(seconds),
-        "python": sys.version.split()[0],
-    }
-    pictures = {"Learning curves": drawn, "Ranks, scores and errors": ranks}
-    pictures |= {"Retrieved examples": retrieved, "What words look at": looks}
-    markdown = table.to_markdown(result, title=title, chance=True)
-    report.write_report(root / "report.md", title="xmodal_jax demo", table=markdown, facts=facts, pictures=pictures)
+    looks = root / "attention.png"
+    chosen = np.sort(np.random.default_rng(seed).choice(len(split), min(LOOKS, len(split)), replace=False))
+    pairs = [attend.look(run, member.variables, split, row, split.captions[row][0]) for row in map(int, chosen)]
+    attend.draw(pairs, looks)
+    title = f"xmodal_jax demo: SCAN on scenes, {len(split):,} test images, step {step:,}"
+    facts = {"word-region accuracy": accuracy, "time to here": clock(seconds)}
+    pictures = {"What words look at": looks}
+    report.make(run, step, member, ranking, split, root, title=title, seed=seed, facts=facts, pictures=pictures)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +15,12 @@ from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import require
+from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
+from xmodal_jax.evaluation.run import Run
+from xmodal_jax.evaluation.vote import Member, Ranking
 from xmodal_jax.types import Repr
+from xmodal_jax.verbs import curves, diagnosis
 
 INK, OWN, OTHER, PAPER = "#1c2733", "#1a7f4b", "#b3541e", "#ffffff"
 
@@ -125,6 +131,42 @@ def draw_retrieved(
             )
     figure.suptitle(f"retrieved from {len(split):,} {split.name} images; the right answer is green", color=INK)
     figure.savefig(path, dpi=100)
+
+
+def make(
+    run: Run,
+    step: int,
+    member: Member,
+    ranking: Ranking,
+    split: Split,
+    root: Path,
+    *,
+    title: str,
+    seed: int = 0,
+    facts: Mapping[str, str] = MappingProxyType({}),
+    pictures: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Write ``root/report.md`` on an evaluation, with ``facts`` and ``pictures`` of the caller's last."""
+    captions = run.captions(split.name)
+    places = [root / f"{name}.png" for name in ("curves", "ranks", "retrieved")]
+    examples = retrieve(
+        run.evaluator, member.variables, member.images, member.texts, captions, k=5, count=min(4, len(split)), seed=seed
+    )
+    curves.draw(run.workdir, places[0])
+    diagnosis.draw(ranking, member, split.captions, places[1])
+    draw_retrieved(split, captions, *examples, places[2])
+    reached = run.checkpoints.reached(step)
+    known = {
+        "config": f"`{run.workdir / 'config.json'}`",
+        "data": f"`{run.dataset.directory}`, manifest {run.dataset.manifest['sha256'][:12]}",
+        "vocabulary": f"{run.facts.vocabulary:,} words" if run.facts.vocabulary else "none",
+        "step": f"{step:,}" + (f", {reached}" if reached else ""),
+        "python": sys.version.split()[0],
+    }
+    names = ("Learning curves", "Ranks, scores and errors", "Retrieved examples")
+    markdown = table.to_markdown(ranking.table(), title="Recall, and that of a random ranking:", chance=True)
+    drawn = {**dict(zip(names, places, strict=True)), **pictures}
+    write_report(root / "report.md", title=title, table=markdown, facts={**known, **facts}, pictures=drawn)
 
 
 def write_report(path: Path, *, title: str, table: str, facts: dict[str, str], pictures: dict[str, Path]) -> None:

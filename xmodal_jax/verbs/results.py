@@ -13,7 +13,7 @@ from typing import Any
 
 from xmodal_jax import config as configs
 from xmodal_jax.defaults import DATA, base
-from xmodal_jax.errors import CheckpointError, DataError, UsageError, require
+from xmodal_jax.errors import PICTURES, CheckpointError, DataError, UsageError, check_output, require
 from xmodal_jax.evaluation.table import CUTS
 from xmodal_jax.training import log
 from xmodal_jax.types import Config
@@ -209,6 +209,8 @@ def lines_of(records: Sequence[Record]) -> Iterator[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Print the table of all rows, or write those of a page; draw and save them where asked."""
+    check_output("--chart", args.chart, PICTURES)
+    check_output("--json", args.json)
     records = [record for path in args.paths for record in records_of(path, args.split)]
     if args.write:
         write(args.write, records)

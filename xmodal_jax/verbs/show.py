@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmodal_jax import config as configs
+from xmodal_jax.errors import PICTURES, check_output
 from xmodal_jax.training import log
 from xmodal_jax.verbs.curves import chosen
 
@@ -50,6 +51,7 @@ def describe_all(workdirs: Sequence[Path]) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Describe the run folders; draw their curves where asked."""
+    check_output("--curves", args.curves, PICTURES)
     workdirs = list({workdir.resolve(): workdir for workdir in args.workdir}.values())
     if len(workdirs) == 1:
         describe(workdirs[0])

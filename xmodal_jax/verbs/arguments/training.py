@@ -68,6 +68,12 @@ def add_eval(verbs) -> None:
         "--allow-unknown", action="store_true", help="rank captions of which the vocabulary knows less than half, too"
     )
     parser.add_argument("--json", type=Path, help="also write the table here")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="also draw curves, ranks, scores, errors by length and examples, as DIR/report.md with its pictures",
+    )
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
     parser.add_argument("--beams", type=int, default=1, help="of a system that speaks: beam search with so many beams")
@@ -138,7 +144,7 @@ def add_compare(verbs) -> None:
         "two runs on the same queries: what differs, by how much, how surely, and on which queries",
         "xmodal compare runs/vsepp runs/scan --html compare.html",
     )
-    what = "a run folder, a folder of evaluations, or a file that `xmodal eval` wrote there"
+    what = "a run folder (its best step), a folder of evaluations, or a file of one (eval/test-STEP.json)"
     parser.add_argument("a", type=Path, metavar="A", help=what)
     parser.add_argument("b", type=Path, metavar="B", help="another; all differences are B minus A")
     parser.add_argument("--split", default="test", help="of folders; test by default")
