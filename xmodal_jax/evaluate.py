@@ -31,6 +31,13 @@ def open_run(path: Path, args: argparse.Namespace) -> Run:
     return Run(Path(path), args.data, allow_unknown=args.allow_unknown)
 
 
+def show(result: table.Table, args: argparse.Namespace, title: str, name: str) -> None:
+    """Print a table, as LaTeX too where that is asked for."""
+    table.to_screen(result, title=title, chance=True)
+    if args.latex:
+        print(*table.to_latex(result, name=name), sep="\n")
+
+
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
     and Markdown, and to ``args.json``."""
@@ -39,11 +46,11 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     reached = run.checkpoints.reached(step)
     chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
-    table.to_screen(result, title=title)
+    show(result, args, title, run.workdir.name)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}
     if run.coverage:
         content["unknown"] = run.coverage._asdict()
-    markdown = table.to_markdown(result, title=title)
+    markdown = table.to_markdown(result, title=title, chance=True)
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     if said:
         print(*speak.to_lines(said), sep="\n")
@@ -90,7 +97,8 @@ def ensemble(args: argparse.Namespace) -> int:
     result = rank_table(members, owner, count, protocol=args.protocol, weights=weights, **options)
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
-    table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
+    title = f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}"
+    show(result, args, title, " + ".join(run.workdir.name for run in runs))
     if args.json:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
@@ -132,7 +140,8 @@ def arrays(args: argparse.Namespace) -> int:
         raise UsageError(f"--embeddings are all that is looked at; leave out {', '.join(given)}.")
     image, text = map(load_array, args.embeddings)
     result = recall(image, text, load_map(args.map), protocol=args.protocol)
-    table.to_screen(result, title=f"{args.embeddings[0]} and {args.embeddings[1]}, inner products", chance=True)
+    title = f"{args.embeddings[0]} and {args.embeddings[1]}, inner products"
+    show(result, args, title, f"{args.embeddings[0].stem}, {args.embeddings[1].stem}")
     if args.json:
         content = {"embeddings": list(map(str, args.embeddings)), "map": str(args.map), **table.to_json(result)}
         digest.write(args.json, json.dumps(content, indent=1) + "\n")
@@ -150,7 +159,7 @@ def bundle(args: argparse.Namespace) -> int:
     options = {"shared": args.duplicates == "shared", "allow_unknown": args.allow_unknown}
     result = recall_of(system, args.data, args.split, protocol=args.protocol, **options)
     name = dataset.manifest["name"]
-    table.to_screen(result, title=f"{args.bundle} ({system.system}) on {name} {args.split}", chance=True)
+    show(result, args, f"{args.bundle} ({system.system}) on {name} {args.split}", args.bundle.name)
     if args.json:
         about = {"bundle": str(args.bundle), "manifest": system.fingerprint, "data": name, "split": args.split}
         content = {**about, "identity": dataset.identity, **table.to_json(result)}

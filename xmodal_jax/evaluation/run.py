@@ -31,7 +31,7 @@ from xmodal_jax.types import Config
 class Run:
     """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints."""
 
-    def __init__(self, workdir: Path, data: str | None = None, *, allow_unknown: bool = False):
+    def __init__(self, workdir: Path, data: str | Path | None = None, *, allow_unknown: bool = False):
         self.workdir, self.allow_unknown = workdir, allow_unknown
         self.coverage: Coverage | None = None  # of the captions that were read last
         self.config: Config = configs.read(workdir)
