@@ -113,6 +113,8 @@ def test_from_the_shell(tmp_path, capsys):
     assert cli.run([*argv, "--json", str(tmp_path / "out.json")]) == 0
     want = xmodal_jax.recall(IMAGE, TEXT, OWNER)
     assert "\nchance" in capsys.readouterr().out
+    assert cli.run([*argv, "--latex"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"a, b & {want.i2t.r1:.1f} & ")
     assert json.loads((tmp_path / "out.json").read_text())["rsum"] == want.rsum
 
     def refused(words, code, says):

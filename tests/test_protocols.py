@@ -157,6 +157,15 @@ def test_output_states_what_was_measured(capsys, weights):
     assert read["interval_95"]["rsum"] == list(result.interval["rsum"])
 
 
+def test_a_row_for_a_paper():
+    result = table.make_table([ranked(np.random.default_rng(3), [3] * 60)], protocol="full", weights="raw", draws=0)
+    comment, row = table.to_latex(result, name=r"vse_1 & 50% #2 \x")
+    assert comment.startswith("% image to text") and "60 images, 180 captions; full" in comment
+    figures = [*result.i2t[:3], *result.t2i[:3], result.rsum]
+    name = r"vse\_1 \& 50\% \#2 \textbackslash{}x"
+    assert row == " & ".join([name, *(f"{figure:.1f}" for figure in figures)]) + r" \\"
+
+
 def test_folds_are_listed_before_their_mean(capsys):
     random = np.random.default_rng(4)
     result = result_of([ranked(random, [2] * 30) for _ in range(5)], draws=0)

@@ -60,7 +60,8 @@ def test_learns_evaluates_and_shows(data, tmp_path, capsys):
     assert (run / "finished.json").is_file()
     target = tmp_path / "table.json"
     assert cli.run(["eval", "--workdir", str(run), "--split", "test", "--json", str(target)]) == 0
-    assert " on 16 images)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " on 16 images)" in said and "\nchance" in said
     table = json.loads(target.read_text())
     chance = 100 / 16
     assert table["t2i"]["r1"] > 4 * chance

@@ -92,7 +92,7 @@ def test_trainings_and_evaluations_tell_the_share_and_refuse_half(tmp_path, caps
     assert "Captions of test: 60.0 %" in capsys.readouterr().err
     target = tmp_path / "t.json"
     assert cli.run(["eval", "--workdir", str(run), "--allow-unknown", "--json", str(target)]) == 0
-    assert "warning: captions of test: 60.0 %" in capsys.readouterr().out
+    assert "warning: captions of test: 60.0 %" in capsys.readouterr().err
     assert json.loads(target.read_text())["unknown"] == {"tokens": 200, "unknown": 120, "captions": 20, "blank": 0}
 
 

@@ -32,6 +32,13 @@ def open_run(path: Path, args: argparse.Namespace) -> Run:
     return Run(Path(path), args.data, allow_unknown=args.allow_unknown)
 
 
+def show(result: table.Table, title: str, name: str, latex: bool) -> None:
+    """Print a table, as LaTeX too where that is asked for."""
+    table.to_screen(result, title=title, chance=True)
+    if latex:
+        print(*table.to_latex(result, name=name), sep="\n")
+
+
 def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
     and Markdown, beside the ranks of all queries, and to ``args.json``; draw the page of ``args.report``."""
@@ -41,7 +48,7 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     options = {"text_id": text_ids(rows), "shared": args.duplicates == "shared"}
     ranking = rank_split([member], owner, len(rows), protocol=args.protocol, weights=weights, **options)
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
-    record(run, step, split, ranking, said, copy=args.json)
+    record(run, step, split, ranking, said, latex=args.latex, copy=args.json)
     if args.report:
         from xmodal_jax.verbs import report as pages
 
@@ -57,19 +64,19 @@ def record(
     ranking: Ranking,
     said: Sequence[Said] = (),
     *,
-    chance: bool = False,
+    latex: bool = False,
     copy: Path | None = None,
 ) -> table.Table:
-    """Print and keep what :func:`report` measured, with the row of a random ranking by ``chance``; gives the table."""
+    """Print and keep what :func:`report` measured, as LaTeX too by ``latex``; gives the table."""
     result = ranking.table()
     reached = run.checkpoints.reached(step)
     chosen = f"step {step:,}" + (f" ({reached})" if reached else "")
     title = f"{run.workdir} on {run.title} {split}, {chosen}"
-    table.to_screen(result, title=title, chance=chance)
+    show(result, title, run.workdir.name, latex)
     content = {**run.about, "split": split, "step": step, **table.to_json(result)}
     if run.coverage:
         content["unknown"] = run.coverage._asdict()
-    markdown = table.to_markdown(result, title=title)
+    markdown = table.to_markdown(result, title=title, chance=True)
     if said:
         print(*speak.to_lines(said), sep="\n")
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
@@ -126,7 +133,8 @@ def ensemble(args: argparse.Namespace) -> int:
     result = ranking.table()
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
-    table.to_screen(result, title=f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}")
+    title = f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}"
+    show(result, title, " + ".join(run.workdir.name for run in runs), args.latex)
     if args.json:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
@@ -177,7 +185,8 @@ def arrays(args: argparse.Namespace) -> int:
         raise UsageError(f"--embeddings are all that is looked at; leave out {', '.join(given)}.")
     image, text = map(load_array, args.embeddings)
     result = recall(image, text, load_map(args.map), protocol=args.protocol)
-    table.to_screen(result, title=f"{args.embeddings[0]} and {args.embeddings[1]}, inner products", chance=True)
+    title = f"{args.embeddings[0]} and {args.embeddings[1]}, inner products"
+    show(result, title, f"{args.embeddings[0].stem}, {args.embeddings[1].stem}", args.latex)
     if args.json:
         content = {"embeddings": list(map(str, args.embeddings)), "map": str(args.map), **table.to_json(result)}
         digest.write(args.json, json.dumps(content, indent=1) + "\n")
@@ -195,7 +204,7 @@ def bundle(args: argparse.Namespace) -> int:
     options = {"shared": args.duplicates == "shared", "allow_unknown": args.allow_unknown}
     result = recall_of(system, args.data, args.split, protocol=args.protocol, **options)
     name = dataset.manifest["name"]
-    table.to_screen(result, title=f"{args.bundle} ({system.system}) on {name} {args.split}", chance=True)
+    show(result, f"{args.bundle} ({system.system}) on {name} {args.split}", args.bundle.name, args.latex)
     if args.json:
         about = {"bundle": str(args.bundle), "manifest": system.fingerprint, "data": name, "split": args.split}
         content = {**about, "identity": dataset.identity, **table.to_json(result)}

@@ -294,7 +294,7 @@ class Fitted(NamedTuple):
             raise CheckpointError(f"{self.workdir} cannot be written ({error.strerror}); choose another.") from None
 
     @classmethod
-    def load(cls, workdir: Path, data: str | None = None) -> Fitted:
+    def load(cls, workdir: Path, data: str | Path | None = None) -> Fitted:
         """Raises CheckpointError where the file is damaged, DataError where the data set has gone."""
         try:
             with np.load(workdir / FILE, allow_pickle=False) as arrays:

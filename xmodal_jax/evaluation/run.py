@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Run:
         if captions.coverage:
             remedy = "name data in the language of the run's captions, or give --allow-unknown"
             most = 1.0 if self.allow_unknown else unknown.REFUSE
-            print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n")
+            print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n", file=sys.stderr)
         variables, weights = self.variables(step)
         return self.evaluator.member(variables, reader, captions, quiet=False), captions.image, weights
 

@@ -245,6 +245,23 @@ def to_markdown(table: Table, *, title: str, chance: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
+LATEX = {  # what LaTeX would not print as it is
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}
+
+
+def to_latex(table: Table, *, name: str) -> list[str]:
+    """The papers' row for a ``tabular`` of eight columns: name, R@1, R@5, R@10 both ways, rsum; a comment says what it
+    is."""
+    figures = [*table.i2t[:3], *table.t2i[:3], table.rsum]
+    cells = ["".join(LATEX.get(letter, letter) for letter in name), *(f"{figure:.1f}" for figure in figures)]
+    notes = " ".join("; ".join(_notes(table)).split())
+    return [f"% image to text R@1, R@5, R@10, text to image R@1, R@5, R@10, rsum: {notes}", " & ".join(cells) + r" \\"]
+
+
 def to_json(table: Table) -> dict[str, Any]:
     """The table as plain JSON values."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def recall_of(
     if captions.coverage:
         most = 1.0 if allow_unknown else unknown.REFUSE
         remedy = "name data in the language that the bundle was trained on, or give --allow-unknown"
-        print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n")
+        print(*unknown.judge({split: captions.coverage}, most=most, remedy=remedy), sep="\n", file=sys.stderr)
     if captions.cut:
         print(f"{captions.cut:,} captions are longer than {max(bundle.lengths)} tokens and were cut.")
     images = embed_split(bundle, data, split)

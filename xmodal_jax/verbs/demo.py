@@ -77,7 +77,7 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     member, owner, weights = run.member(step, "test")
     options = {"protocol": "auto", "weights": weights, "text_id": text_ids(split)}
     ranking = rank_split([member], owner, len(split), **options)
-    record(run, step, "test", ranking, chance=True)
+    record(run, step, "test", ranking)
     words = attend.word_accuracy(
         attend.own_attention(run, member.variables, member.images, member.texts, owner), attend.read_truth(split)
     )

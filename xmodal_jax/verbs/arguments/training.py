@@ -74,6 +74,7 @@ def add_eval(verbs) -> None:
         metavar="DIR",
         help="also draw curves, ranks, scores, errors by length and examples, as DIR/report.md with its pictures",
     )
+    parser.add_argument("--latex", action="store_true", help="also print its row as LaTeX")
     parser.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run ends")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
     parser.add_argument("--beams", type=int, default=1, help="of a system that speaks: beam search with so many beams")
