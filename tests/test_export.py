@@ -254,6 +254,7 @@ def test_what_speaks_says_the_same_in_onnx(tmp_path):
     def close(got, want):
         np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, np.abs(want).max()), rtol=0)
 
+    decoding, word = Decoding(longest=8), jax.jit(partial(model.apply, variables, method="word"))
     inputs = {"begin_image": {**arrays, "mask": mask}, "begin_text": {"token": text.token, "mask": text.mask}}
     said = {}
     for name, source in (("begin_image", image), ("begin_text", text)):
@@ -261,15 +262,17 @@ def test_what_speaks_says_the_same_in_onnx(tmp_path):
         for got, want in zip(state, jax.tree.leaves(carry), strict=True):
             close(got, want)
         token, rows = np.full(len(state[0]), START, np.int32), []
-        for step in range(Decoding().longest):
+        for step in range(decoding.longest):
             feed = {f"state/{leaf}": array for leaf, array in enumerate(state)}
             *state, logits = run("word", {**feed, "token": token})
-            carry, want = model.apply(variables, carry, token, method="word")
+            carry, want = word(carry, token)
             close(logits, want)
-            token = np.asarray(allowed_log_probability(logits, jax.numpy.asarray(step)).argmax(1), np.int32)
+            best = allowed_log_probability(jax.numpy.asarray(logits), jax.numpy.asarray(step)).argmax(1)
+            token = np.asarray(best, np.int32)
             rows.append(token)
         said[name] = [vocabulary.decode(row) for row in np.stack(rows, 1).tolist()]
-    assert said == {"begin_image": m.caption(arrays, mask), "begin_text": m.paraphrase(sentences)}
+    assert said["begin_image"] == m.caption(arrays, mask, decoding=decoding)
+    assert said["begin_text"] == m.paraphrase(sentences, decoding=decoding)
     assert len(set(said["begin_text"])) > 1
 
 
