@@ -25,8 +25,8 @@ from xmodal_jax.export import functions
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import layout as bundles
 from xmodal_jax.inference.bundle import take
-from xmodal_jax.text.generation import Decoding
-from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.text.generation import Decoding, allowed_log_probability
+from xmodal_jax.text.vocabulary import START, Vocabulary
 from xmodal_jax.training.model import example_batch, inputs_of, make_model
 from xmodal_jax.training.step import initialise
 from xmodal_jax.types import Facts, Feature, Images, Texts
@@ -66,6 +66,13 @@ def build(spec):
         {"params": init.params, **init.model_state},
     )
     return config, vocabulary, model, features, facts, variables
+
+
+def build_model(spec, *, compat):
+    config = configs.load(f"{spec.partition(',+')[0]},scenes,tiny")
+    if "compat_padding" in config.model:
+        config.model.compat_padding = compat
+    return make_model(config, Facts({}, {}, 44, 0, 8, 64))
 
 
 def draw(features, images=5, captions=7, regions=6):
@@ -154,6 +161,25 @@ def exported(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("compat", [True, False])
+def test_padding_that_counts_is_said_on_export(compat, exported, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "bundle"
+    options = [f"--config.data.dir={exported / 'data'}", "--config.model.feature=region", "--config.steps=1"]
+    options.append(f"--config.model.compat_padding={compat}")
+    assert cli.run(["train", "--config", "chain.py:code,tiny", "--workdir", str(run), *options]) == 0
+    capsys.readouterr()
+    assert cli.run(["export", "--workdir", str(run), "--out", str(out)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: Padding counts")]
+    assert len(said) == compat
+    assert ("Padding counts in this system" in (out / "README.md").read_text()) == compat
+
+
+def test_the_systems_whose_padding_counts_know_it():
+    counts = {spec for spec in systems() if build_model(spec, compat=True).padding_counts}
+    assert {spec.partition(".")[0] for spec in counts} == {"chain", "adapt"}
+    assert not any(build_model(spec, compat=False).padding_counts for spec in systems())
+
+
 ALONE = """
 import sys
 
@@ -202,6 +228,52 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     got = run("score", {**image, **text})["score"]
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
     assert set(m.manifest["onnx"]) == set(m.manifest["functions"])
+
+
+@needs_onnx
+def test_what_speaks_says_the_same_in_onnx(tmp_path):
+    """The first states and the logits of a word equal JAX's, and greedy sentences come out word for word."""
+    import onnxruntime as ort
+
+    config, vocabulary, model, features, facts, variables = build("stt.py:stt")
+    assert vocabulary is not None
+    parts = {"config": config, "model": model, "variables": variables, "facts": facts}
+    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
+    m = xmodal_jax.load(tmp_path / "b")
+    assert {"begin_image", "begin_text", "word"} <= set(m.manifest["onnx"])
+    arrays, mask, sentences = draw(features)
+    image, text = sides(model, arrays, mask, vocabulary, sentences)
+    sessions = {
+        name: ort.InferenceSession(tmp_path / "b" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("begin_image", "begin_text", "word")
+    }
+
+    def run(name, feed) -> Any:
+        return sessions[name].run(None, feed)
+
+    def close(got, want):
+        np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, np.abs(want).max()), rtol=0)
+
+    decoding, word = Decoding(longest=8), jax.jit(partial(model.apply, variables, method="word"))
+    inputs = {"begin_image": {**arrays, "mask": mask}, "begin_text": {"token": text.token, "mask": text.mask}}
+    said = {}
+    for name, source in (("begin_image", image), ("begin_text", text)):
+        state, carry = run(name, inputs[name]), model.apply(variables, source, method="begin")
+        for got, want in zip(state, jax.tree.leaves(carry), strict=True):
+            close(got, want)
+        token, rows = np.full(len(state[0]), START, np.int32), []
+        for step in range(decoding.longest):
+            feed = {f"state/{leaf}": array for leaf, array in enumerate(state)}
+            *state, logits = run("word", {**feed, "token": token})
+            carry, want = word(carry, token)
+            close(logits, want)
+            best = allowed_log_probability(jax.numpy.asarray(logits), jax.numpy.asarray(step)).argmax(1)
+            token = np.asarray(best, np.int32)
+            rows.append(token)
+        said[name] = [vocabulary.decode(row) for row in np.stack(rows, 1).tolist()]
+    assert said["begin_image"] == m.caption(arrays, mask, decoding=decoding)
+    assert said["begin_text"] == m.paraphrase(sentences, decoding=decoding)
+    assert len(set(said["begin_text"])) > 1
 
 
 @needs_onnx

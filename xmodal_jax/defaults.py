@@ -96,6 +96,7 @@ MEANINGS = {
     "checkpoint.every_steps": "steps between further saves; 0 for none",
     "log.every_steps": "steps between lines of metrics.jsonl",
     "log.tensorboard": "write TensorBoard's files as well",
+    "log.tracker": "a service that shows the log as well, wandb (an extra); empty for none",
     "collapse.warn_steps": "steps on the plateau of equal scores after which a warning comes",
     "collapse.stop_steps": "steps there after which training stops",
     "model.name": "the system: a module of `xmodal_jax.models`, or a `.py` file of your own",
@@ -163,7 +164,7 @@ def base(data: str) -> Config:
     config.init = ConfigDict({"workdir": "", "skip": (), "vocabulary": False})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})
-    config.log = ConfigDict({"every_steps": 20, "tensorboard": True, "tracker": ""})  # or "wandb", an extra
+    config.log = ConfigDict({"every_steps": 20, "tensorboard": True, "tracker": ""})
     config.collapse = ConfigDict({"warn_steps": 500, "stop_steps": 5000})
     return config
 

@@ -30,6 +30,11 @@ class Matcher(nn.Module):
         """Regular expression of the names of the tables that ``data.word_vectors`` fills; empty where there is none."""
         return ""
 
+    @property
+    def padding_counts(self) -> bool:
+        """Whether a caption's scores depend on how far it is padded, as in some released codes."""
+        return False
+
     def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
         """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ import argparse
 import datetime
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,12 @@ from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training.checkpoint import flat
 from xmodal_jax.types import Config, Facts
+
+PADDING = (
+    "Padding counts in this system (config.model.compat_padding), so the scores of a caption differ a little with the "
+    "length that a bundle, a service or an ONNX caller pads it to; train with --config.model.compat_padding=False for "
+    "scores that do not."
+)
 
 
 class Card(NamedTuple):
@@ -202,8 +209,11 @@ def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> di
     """Write the bundle ``out`` of one step of a run; returns its manifest. Raises as :func:`write` does."""
     variables, weights = run.variables(step)
     manifest = run.dataset.manifest
+    note = f" {PADDING}" if run.model.padding_counts else ""
+    if note:
+        print(f"note: {PADDING}", file=sys.stderr)
     card = Card(
-        f"Trained with xmodal_jax; step {step:,}, {weights} weights.",
+        f"Trained with xmodal_jax; step {step:,}, {weights} weights.{note}",
         f"{run.title if run.home else run.record.get('name', 'other data')}, manifest "
         + (manifest["sha256"] if run.home else run.record["data"])[:12]
         + (f", {len(run.vocabulary):,} {_unit(run.vocabulary)}" if run.vocabulary else ""),

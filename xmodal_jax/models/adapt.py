@@ -111,6 +111,10 @@ class Model(Matcher):
     def word_tables(self) -> str:
         return r"embed_fixed/embedding"
 
+    @property
+    def padding_counts(self) -> bool:
+        return self.compat_padding
+
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
         self.image_encoder = xavier(self.embed_dim, dtype)

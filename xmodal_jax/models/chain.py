@@ -178,6 +178,10 @@ class Model(Matcher):
     def inputs(self) -> Inputs:
         return Inputs(image=(self.feature,), tokens="characters")
 
+    @property
+    def padding_counts(self) -> bool:
+        return self.compat_padding
+
     def setup(self) -> None:
         if self.variant not in BRANCHES:
             raise UsageError(f'No variant "{self.variant}" (model.variant); there are {", ".join(BRANCHES)}.')

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.decoder import Decoder
@@ -94,5 +94,7 @@ class Model(Matcher):
             return self.decoder.begin(self.encode_image(source, train=False)[0])
         return self.decoder.begin(self.encode_text(source, train=False)[0])
 
-    def word(self, carry: tuple[jax.Array, ...], token: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    def word(
+        self, carry: tuple[Float[AnyArray, "n s"], ...], token: Int[AnyArray, " n"]
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
         return self.decoder.step(carry, self.embed(token))
