@@ -58,7 +58,7 @@ def test_split_keeps_together_what_belongs_together(tmp_path, by, capsys):
     where = {int(id_[1:]): name for name in data.splits for id_ in data.split(name).ids}
     assert all(where[n] == where[n + 1] for n in range(0, 200, 2))  # the same features
     assert by == "id" or all(where[n] == where[n % 50] for n in range(200))
-    assert not check.check(tmp_path / "new")["errors"]
+    assert not check.check(tmp_path / "new", allow_unknown=True)["errors"]
     assert first_numbers(data) == {f"a{n}": n // 2 + 1 for n in range(200)}
     assert cli.run(argv) == 0 and "nothing to do" in capsys.readouterr().out
 

@@ -217,7 +217,7 @@ class Model(Matcher):
         )
         return over_captions(self.pairs, (), image, text)[1]
 
-    def attention(self, image: Item, text: Item) -> Float[Array, "n r w"]:
+    def attention(self, image: Item, text: Item) -> Float[Array, "b c r w"]:
         images = jax.tree.map(lambda leaf: leaf[:, None], image)
         return jnp.where(text.part.mask[:, None], self.pairs.attention(images, text), 0.0)
 
