@@ -115,8 +115,8 @@ def test_a_training_on_other_words_keeps_those_of_the_bundle_or_is_refused(folde
     assert train(*begun, "--config.init.vocabulary=True") == 0
     words = [json.loads((path / "vocabulary.json").read_text())["words"] for path in (tmp_path / "run", bundle)]
     assert words[0] == words[1]
-    assert train(*begun, "--config.init.vocabulary=True", "--config.steps=3") == 4  # another config, not another fault
-    assert "steps: 2 there, 3 here" in capsys.readouterr().err
+    assert train(*begun, "--config.init.vocabulary=True", "--config.seed=3") == 4  # another config, not another fault
+    assert "seed: 0 there, 3 here" in capsys.readouterr().err
     assert train(spec, other, tmp_path / "none", "--config.init.vocabulary=True") == 2
     assert "name a run or a bundle" in capsys.readouterr().err
 

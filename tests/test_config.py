@@ -238,7 +238,7 @@ def test_settings_of_the_scenes_are_never_taken_for_other_data_in_silence(tmp_pa
         ("eval --workdir x --spilt test", 'nothing is known of "--spilt". Did you mean "--split"?'),
         ("train --config vse.py --workdir x --epochs=3", "given as --config.epochs=VALUE"),
         ("eval --workdir x test", 'nothing is known of "test"'),
-        ("eval", "arguments --workdir --ensemble is required"),
+        ("eval", "arguments --workdir --ensemble --bundle --embeddings is required"),
     ],
 )
 def test_a_slip_on_the_command_line_is_one_sentence_with_a_hint(argv, words, capsys):

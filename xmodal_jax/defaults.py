@@ -49,6 +49,7 @@ MEANINGS = {
     "data.drop_last": "leave out the short batch at the end of an epoch",
     "data.lengths": "numbers of tokens that captions are padded to, a compilation each; longer captions are cut",
     "data.minimum_count": "how often training captions must have a word for it to be in the vocabulary",
+    "data.most_unknown": "share of tokens unknown to the vocabulary from which on no training starts; 1: never refused",
     "data.dev_images": "the first so many images of dev choose the best step, as in the released codes; 0 for all",
     "data.word_vectors": "prefix of a words.txt / npy pair, or a GloVe text file, that the word table starts from",
     "loss.name": "the loss of `weights.rank`, of `xmodal_jax.losses`; it reads those of the keys here that it has",
@@ -58,6 +59,7 @@ MEANINGS = {
     "loss.anneal": "ADAPT's eta: hardness 1 - eta ** step; 0 for off",
     "loss.hinge_power": "exponent of each hinge",
     "loss.mask_same_image": "no other caption of an image in the batch counts as its negative",
+    "loss.mask_same_text": "equal captions of different images are no negatives",
     "loss.k": "hardest negatives of an anchor in each term (DSPE)",
     "loss.i2t_weight": "of the negative captions of an image (DSPE)",
     "loss.t2i_weight": "of the negative images of a caption (DSPE)",
@@ -87,8 +89,9 @@ MEANINGS = {
     "optim.clip_tensor_norm": "most L2 norm of each gradient array; 0 for off",
     "optim.clip_value": "most absolute value of each entry of a gradient; 0 for off",
     "optim.rules": "factors of rate and decay by parameter: the first whose `match` fits its whole name; 0 freezes",
-    "init.workdir": "a run whose best parameters this one starts from",
+    "init.workdir": "a run whose best parameters this one starts from, or a bundle",
     "init.skip": "patterns of parameters that are left at their initial values then",
+    "init.vocabulary": "take the words of that run or bundle, not those of the captions",
     "eval.every_epochs": "epochs between evaluations on dev, each of which saves",
     "eval.every_steps": "steps between them, in place of `every_epochs` where positive",
     "eval.batch_size": "items encoded at a time",
@@ -137,7 +140,7 @@ def base(data: str) -> Config:
             "anneal": 0.0,
             "hinge_power": 1.0,
             "mask_same_image": False,
-            "mask_same_text": False,  # equal captions of different images are no negatives
+            "mask_same_text": False,
         }
     )
     config.weights = ConfigDict({"rank": 1.0})
@@ -160,7 +163,6 @@ def base(data: str) -> Config:
         }
     )
     config.stages = ()
-    # Parameters of a run or a bundle to start from, all but those that match `skip`; with its words, not the captions'
     config.init = ConfigDict({"workdir": "", "skip": (), "vocabulary": False})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})

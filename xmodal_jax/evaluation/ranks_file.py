@@ -20,6 +20,7 @@ import numpy as np
 from xmodal_jax import digest
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import CheckpointError
+from xmodal_jax.evaluation.table import Duplicates
 from xmodal_jax.evaluation.vote import Ranking
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error)
@@ -47,7 +48,8 @@ def captions_hash(captions: Sequence[Sequence[str]]) -> str:
 def make(ranking: Ranking, ids: Sequence[str], captions: Sequence[Sequence[str]], about: Mapping[str, Any]) -> bytes:
     """The content of the file."""
     arrays = {name: getattr(ranking, name).astype(np.int32) for name in ARRAYS}
-    known = {"protocol": ranking.protocol, "weights": ranking.weights, "captions": captions_hash(captions)}
+    known = {"protocol": ranking.protocol, "weights": ranking.weights, "duplicates": ranking.duplicates._asdict()}
+    known["captions"] = captions_hash(captions)
     text = json.dumps({**about, **known, "ids": list(ids)})
     file = io.BytesIO()
     np.savez_compressed(file, about=text, sha256=_sha256(text, arrays), **arrays)
@@ -81,21 +83,14 @@ def parse(content: bytes, path: Path) -> Evaluation:
             text, sha256 = str(archive["about"]), str(archive["sha256"])
         if sha256 != _sha256(text, arrays):
             raise ValueError("its SHA-256 differs")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path} is damaged ({error}); remove it and run `xmodal eval` again.") from None
     about = json.loads(text)
     ids, protocol, weights = (about.pop(name) for name in ("ids", "protocol", "weights"))
     ranks = {name: array.astype(np.int64) for name, array in arrays.items()}
-    return Evaluation(Ranking(**ranks, protocol=protocol, weights=weights), ids, about)
+    duplicates = about.pop("duplicates")
+    counted = Duplicates(**{**duplicates, "tied": tuple(duplicates["tied"])})
+    return Evaluation(Ranking(**ranks, protocol=protocol, weights=weights, duplicates=counted), ids, about)
 
 
 def _sha256(text: str, arrays: Mapping[str, np.ndarray]) -> str:
