@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from xmodal_jax.similarity import AnyArray
 LONGEST = 512  # fragments of a set whose size is only known when an exported function is called
 
 
-def position_code(length: int, size: int) -> Float[np.ndarray, "t d"]:
+def position_code(length: Any, size: int) -> Float[AnyArray, "t d"]:
     """Sines (even columns) and cosines (odd columns) of the places 0..T-1, [T, D] float32, base 10,000."""
     if not isinstance(length, int):  # symbolic, while a function is exported
         return jnp.take(jnp.asarray(position_code(LONGEST, size)), jnp.arange(length), axis=0, mode="clip")
@@ -63,7 +65,7 @@ class GPO(nn.Module):
         self.gru = BiGRU(self.hidden_dim)
         self.linear = nn.Dense(1, use_bias=False, kernel_init=uniform(self.hidden_dim**-0.5))
 
-    def table(self, length: int) -> Float[Array, "t t"]:
+    def table(self, length: Any) -> Float[Array, "t t"]:
         """Weights of all set sizes up to T: row K - 1 holds the K weights of size K, then zeros."""
         real = jnp.tri(length, dtype=bool)
         code = jnp.broadcast_to(position_code(length, self.code_dim), (length, length, self.code_dim))
