@@ -11,8 +11,9 @@ from xmodal_jax import cli
 from xmodal_jax import config as configs
 from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.vote import Member, Ranking
+from xmodal_jax.report import curves, diagnosis
+from xmodal_jax.report import page as report
 from xmodal_jax.training import log
-from xmodal_jax.verbs import curves, diagnosis, report
 
 
 @pytest.fixture

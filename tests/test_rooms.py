@@ -22,6 +22,7 @@ FLOORS = (
     ("inference",),
     ("export",),
     ("convert",),
+    ("report",),
     ("train", "evaluate"),
     ("serve", "bench", "verbs"),
     ("cli",),

@@ -272,7 +272,7 @@ PYTHON = re.compile(r"\b(Text|Item|Pair|Asked|dict|dictionary|class|object at|Tr
         ("/search", b'{"text": "a", "k": 0}', '"k": it is at least 1.'),
         ("/attend", b'{"text": " ", "item": 0}', '"text": it has at least 1 character.'),
         ("/search/picture?k=x", b"x", '"k": it is a whole number.'),
-        ("/search/picture", b"no picture", "the picture is not a readable JPEG, PNG, WEBP picture."),
+        ("/search/picture", b"no picture", "the picture is not a readable JPEG, PNG, WEBP, GIF, BMP, TIFF picture."),
     ],
 )
 def test_faults_are_told_in_plain_words(served, path, body, says):
@@ -294,7 +294,7 @@ def test_a_broken_picture_speaks_of_no_bytes(served):
     for broken in (raw[:200], raw[:60] + b"\0" * 20 + raw[80:]):
         answer = served.client.post("/search/picture", content=broken)
         assert answer.status_code == 422
-        assert answer.json()["detail"] == "the picture is not a readable JPEG, PNG, WEBP picture."
+        assert answer.json()["detail"] == "the picture is not a readable JPEG, PNG, WEBP, GIF, BMP, TIFF picture."
 
 
 def test_an_error_of_our_own_is_one_plain_sentence(served, monkeypatch):

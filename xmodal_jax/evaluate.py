@@ -50,7 +50,7 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     record(run, step, split, ranking, said, latex=args.latex, copy=args.json)
     if args.report:
-        from xmodal_jax.verbs import report as pages
+        from xmodal_jax.report import page as pages
 
         title = f"{run.workdir} on {run.title} {split}, step {step:,}"
         pages.make(run, step, member, ranking, rows, args.report, title=title)

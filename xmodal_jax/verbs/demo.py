@@ -19,9 +19,10 @@ from xmodal_jax.evaluation.vote import rank_split
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
+from xmodal_jax.report import page as report
 from xmodal_jax.train import Trainer
 from xmodal_jax.training import setup
-from xmodal_jax.verbs import attend, report
+from xmodal_jax.verbs import attend
 
 IMAGES, TINY_IMAGES = 3000, 60
 LOOKS = 3  # images on the page of attention pictures

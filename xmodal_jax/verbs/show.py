@@ -9,8 +9,8 @@ from pathlib import Path
 
 from xmodal_jax import config as configs
 from xmodal_jax.errors import PICTURES, check_output
+from xmodal_jax.report.curves import chosen
 from xmodal_jax.training import log
-from xmodal_jax.verbs.curves import chosen
 
 
 def state(workdir: Path) -> list[str]:
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         describe_all(workdirs)
     if args.curves:
-        from xmodal_jax.verbs import curves
+        from xmodal_jax.report import curves
 
         if len(workdirs) == 1:
             curves.draw(workdirs[0], args.curves)

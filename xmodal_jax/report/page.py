@@ -19,8 +19,8 @@ from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.vote import Member, Ranking
+from xmodal_jax.report import curves, diagnosis
 from xmodal_jax.types import Repr
-from xmodal_jax.verbs import curves, diagnosis
 
 INK, OWN, OTHER, PAPER = "#1c2733", "#1a7f4b", "#b3541e", "#ffffff"
 

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from xmodal_jax.evaluation.table import CUTS
 from xmodal_jax.evaluation.vote import Member, Ranking
+from xmodal_jax.report.curves import BLUE, INK, ORANGE, figure_of, finish
 from xmodal_jax.text.tokens import tokenize
-from xmodal_jax.verbs.curves import BLUE, INK, ORANGE, figure_of, finish
 
 SCORED = 1000  # images whose pairs are scored for the histogram
 GROUPS = 6  # of captions by length
