@@ -289,7 +289,7 @@ def test_refusals_are_one_sentence_with_their_code(data, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("not a run")
     cases = [
-        (lambda: train(data, tmp_path / "run", "--config.steps=3"), 4, "holds a run of another config (steps: 2"),
+        (lambda: train(data, tmp_path / "run", "--config.steps=1"), 4, "holds a run of another config (steps: 2"),
         (lambda: train(other, tmp_path / "run", "--config.steps=2"), 3, "has changed since"),
         (lambda: train(data, tmp_path / "full"), 4, "not a run folder"),
         (lambda: train(tmp_path / "nowhere", tmp_path / "x"), 3, "nowhere"),
