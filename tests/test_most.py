@@ -41,6 +41,11 @@ def test_padding_is_no_region(sgr):
     got = m.score(m.embed_images(feature, mask), ["red0 dog1"])
     np.testing.assert_allclose(got, m.score(m.embed_images(feature[:, :36], mask[:, :36]), ["red0 dog1"]), atol=1e-6)
     assert m.embed_images(feature, np.zeros((2, 50), bool)) is not None
+    zeros = np.where(mask[..., None], feature, 0.0)  # rows of zeros behind the last region are what padding looks like
+    zeros[1, 3] = 0.0  # one between regions is a region
+    np.testing.assert_array_equal(
+        m.score(m.embed_images(zeros), ["red0 dog1"]), m.score(m.embed_images(zeros, mask), ["red0 dog1"])
+    )
 
 
 def test_index_refuses_them_first_and_leaves_nothing(sgr, tmp_path, capsys):

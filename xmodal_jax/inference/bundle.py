@@ -16,7 +16,7 @@ from xmodal_jax.errors import CheckpointError, CutWarning, UsageError
 from xmodal_jax.inference import layout, speaking
 from xmodal_jax.inference.functions import Embedding, Functions
 from xmodal_jax.inference.pixels import EXTRACTORS, Extracted, extract
-from xmodal_jax.inference.shapes import batches, check_features, doubled, pad
+from xmodal_jax.inference.shapes import batches, check_features, doubled, pad, real_regions
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
@@ -238,7 +238,8 @@ class Bundle:
         Args:
             images: features, an array [B, F] or [B, R, F] (of the model's one feature) or a dict of them by name; or,
                 where the bundle has an extractor, a list of image files, `PIL` images or uint8 arrays [H, W, 3].
-            mask: [B, R] bool, real regions; all by default.
+            mask: [B, R] bool, real regions; by default all but the rows of zeros behind an image's last other row, as
+                importers take them.
             names: what to call each image in an error; its number by default.
 
         Raises:
@@ -258,7 +259,7 @@ class Bundle:
         features = check_features({name: np.asarray(value) for name, value in given.items()}, self.features, names)
         count = len(next(iter(features.values())))
         regions = max((value.shape[1] for value in features.values() if value.ndim == 3), default=1)
-        mask = np.ones((count, regions), bool) if mask is None else np.asarray(mask, bool)
+        mask = real_regions(features.values(), count, regions) if mask is None else np.asarray(mask, bool)
         if mask.shape != (count, regions):
             raise UsageError(f"The mask is [{count}, {regions}] here, not {list(mask.shape)}.")
         if self.most_regions is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,3 +72,13 @@ def check_features(
     if len({len(value) for value in features.values()}) > 1:
         raise UsageError("All features need the same number of images.")
     return {name: features[name] for name in shapes}
+
+
+def real_regions(features: Iterable[np.ndarray], count: int, regions: int) -> np.ndarray:
+    """[B, R] bool: all but the rows of zeros behind an image's last other row; all of an image that has no other."""
+    other = np.zeros((count, regions), bool)
+    for value in features:
+        if value.ndim == 3:
+            other[:, : value.shape[1]] |= (value != 0).any(axis=-1)
+    last = np.max(np.arange(1, regions + 1) * other, axis=1, initial=0)
+    return np.arange(regions) < np.where(last == 0, regions, last)[:, None]
