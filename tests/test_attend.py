@@ -183,8 +183,8 @@ def test_a_word_that_looks_nowhere_in_particular_is_drawn_faded(tmp_path):
     pair = attend.Pair("a", "of it", 0.5, ["of", "it"], [True, True], weight, boxes, tmp_path / "blue.png", (40, 40))
     clear = []
     for word in (0, 1):
-        one = pair._replace(words=pair.words[word : word + 1], weight=weight[:, word : word + 1])
-        attend.draw([one], tmp_path / "out.png")
+        single = pair._replace(words=pair.words[word : word + 1], weight=weight[:, word : word + 1])
+        attend.draw([single], tmp_path / "out.png")
         drawn = np.asarray(Image.open(tmp_path / "out.png").convert("RGB"))
         clear.append((drawn == [0, 0, 255]).all(axis=-1).sum())
     assert clear[1] > 1.3 * clear[0] > 0  # the picture itself is clear in both

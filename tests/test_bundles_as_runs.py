@@ -51,10 +51,10 @@ def test_a_bundle_has_the_table_of_its_run(name, folder, tmp_path, capsys):
     argv = ["--bundle", str(folder / f"{name}.bundle"), "--data", str(folder / "data")]
     capsys.readouterr()
     theirs = evaluated(folder, tmp_path, *argv)
-    shown, told = capsys.readouterr()
+    shown, stored = capsys.readouterr()
     for key in ("i2t", "t2i", "rsum", "interval_95", "images", "captions", "identity", "equal_captions"):
         assert theirs[key] == ours[key], key
-    assert "captions of test: 0.0 %" in told and "\nchance" in shown and "exported weights" in shown
+    assert "captions of test: 0.0 %" in stored and "\nchance" in shown and "exported weights" in shown
     assert evaluated(folder, tmp_path, *argv, "--split", "dev", "--duplicates", "shared")["duplicates"] == "shared"
 
 

@@ -51,8 +51,8 @@ def test_shared_ranks_equal_those_of_the_whole_matrix(blocks, kept, monkeypatch)
         for got, want in zip(counts[:2], ranks(scores, positive), strict=True):
             np.testing.assert_array_equal(got, want)
         plain_counts = rank.blocked_counts(lambda i, c, array=array: array[i, c], row, 11)
-        own = np.arange(11)[:, None] == row
-        for found, mask in ((counts, positive), (plain_counts, own)):
+        matched = np.arange(11)[:, None] == row
+        for found, mask in ((counts, positive), (plain_counts, matched)):
             best = np.where(mask, scores, -np.inf)
             tied = (scores == best.max(axis=1, keepdims=True)) & ~mask, (scores == best.max(axis=0)) & ~mask
             np.testing.assert_array_equal(found.i2t_tied, tied[0].any(axis=1))

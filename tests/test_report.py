@@ -119,9 +119,9 @@ def test_pair_scores_are_the_match_and_the_best_other_image(monkeypatch):
         monkeypatch.setattr(diagnosis, "SCORED", most)
         matched, hardest = diagnosis.pair_scores(member, owner, 5)
         scores = (images @ texts.T)[:most, owner < most]
-        own = owner[owner < most]
-        np.testing.assert_allclose(matched, [scores[row, c] for c, row in enumerate(own)], rtol=1e-6)
-        others = [max(scores[i, c] for i in range(len(scores)) if i != row) for c, row in enumerate(own)]
+        owners = owner[owner < most]
+        np.testing.assert_allclose(matched, [scores[row, c] for c, row in enumerate(owners)], rtol=1e-6)
+        others = [max(scores[i, c] for i in range(len(scores)) if i != row) for c, row in enumerate(owners)]
         np.testing.assert_allclose(hardest, others, rtol=1e-6)
 
 

@@ -35,7 +35,7 @@ def test_runs_of_copies_are_pictures(tmp_path, counts, noise, dtype, capsys):
     rows = (rows + noise * np.random.default_rng(1).normal(size=rows.shape)).astype(dtype)
     split = run("precomp", make_split(tmp_path / "src", counts, rows), tmp_path).split("train")
     assert [len(captions) for captions in split.captions] == counts
-    assert all(caption.endswith(f"of {image}") for image, own in enumerate(split.captions) for caption in own)
+    assert all(caption.endswith(f"of {image}") for image, texts in enumerate(split.captions) for caption in texts)
     for item, want in zip(split.read(range(8)), single, strict=True):
         np.testing.assert_allclose(item.features["region"], want, rtol=2e-3, atol=1e-3)
     said = capsys.readouterr().out

@@ -65,8 +65,8 @@ def test_import_and_check_tell_the_share(rare, level, tmp_path, capsys):
     assert ("20 captions hold only such" in line) == (rare == 10)
     assert line in sources.summary(folder, open_dataset(folder).manifest, sources.Report(), [])
     result = check.check(folder)
-    told = {kind: [s for s in result[kind] if "are unknown" in s] for kind in ("errors", "warnings")}
-    assert {kind: len(found) for kind, found in told.items()} == {
+    findings = {kind: [s for s in result[kind] if "are unknown" in s] for kind in ("errors", "warnings")}
+    assert {kind: len(found) for kind, found in findings.items()} == {
         kind: 3 if kind == level else 0 for kind in ("errors", "warnings")
     }
     assert result["unknown"]["test"]["unknown"] == 20 * rare

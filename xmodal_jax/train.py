@@ -166,8 +166,8 @@ class Trainer:
             )
         collapse.see(step, metrics)
         if step % self.config.log.every_steps == 0:
-            own = {"lr": self.rate(stage, step), "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)}
-            log.write(step, {**metrics, **own})
+            extra = {"lr": self.rate(stage, step), "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)}
+            log.write(step, {**metrics, **extra})
 
     def rate(self, stage: setup.Stage, step: int) -> float:
         """The learning rate of the update that led to ``step``; rules multiply it."""

@@ -38,8 +38,8 @@ class Groups:
             self.parent[value], value = root, self.parent[value]
         return root
 
-    def join(self, one: str, other: str) -> None:
-        low, high = sorted((self.find(one), self.find(other)))
+    def join(self, first: str, second: str) -> None:
+        low, high = sorted((self.find(first), self.find(second)))
         self.parent[high] = low
 
 

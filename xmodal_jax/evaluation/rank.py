@@ -136,9 +136,9 @@ def blocked_counts(
                 block = score_block(image, caption) if block is None else block
                 count = _count_compiled if isinstance(block, jax.Array) else _count_numpy
                 best = (side.astype(block.dtype) for side in (best_image[image], best_caption[caption]))
-                own = None if positive_block is None else positive_block(image, caption)
+                matching = None if positive_block is None else positive_block(image, caption)
                 over_image, over_caption, tied_image, tied_caption, finite = count(
-                    block, row[caption] - image.start, own, new_image, new_caption, *best
+                    block, row[caption] - image.start, matching, new_image, new_caption, *best
                 )
                 if not finite:
                     raise _not_finite(np.asarray(block), image.start, caption.start)
@@ -187,11 +187,11 @@ def _best_of_several(score_block, positive_block, n_images, images, captions) ->
     kept, room = {}, KEPT
     for image, _ in images:
         for caption, _ in captions:
-            own = positive_block(image, caption)
-            if not own.any():
+            matching = positive_block(image, caption)
+            if not matching.any():
                 continue
             block = score_block(image, caption)
-            matched = np.where(own, np.asarray(block).astype(np.float64), -np.inf)
+            matched = np.where(matching, np.asarray(block).astype(np.float64), -np.inf)
             best_image[image] = np.fmax(best_image[image], matched.max(axis=1))
             best_caption[caption] = np.fmax(best_caption[caption], matched.max(axis=0))
             if block.nbytes <= room:
@@ -211,11 +211,11 @@ def _count(scores, counted, best_image, best_caption):
     return over_image, over_caption
 
 
-def _count_block(xp, block, local, own, new_image, new_caption, best_image, best_caption):
+def _count_block(xp, block, local, matching, new_image, new_caption, best_image, best_caption):
     """:func:`_count` of one block, each pair in one block only, which queries have a tie, and whether all scores are
     finite. ``own`` are the positives where ``local``, the captions' images, are not all."""
-    own = local == xp.arange(len(new_image))[:, None] if own is None else own
-    counted = ~own & new_image[:, None] & new_caption
+    matching = local == xp.arange(len(new_image))[:, None] if matching is None else matching
+    counted = ~matching & new_image[:, None] & new_caption
     tied_image = ((block == best_image[:, None]) & counted).any(axis=1)
     tied_caption = ((block == best_caption) & counted).any(axis=0)
     return *_count(block, counted, best_image, best_caption), tied_image, tied_caption, xp.isfinite(block).all()

@@ -64,8 +64,8 @@ def embed_split(bundle: Bundle, data: Path, split: str) -> Embedding:
 
 def embed_captions(bundle: Bundle, records: Split, sentences: Sequence[str]) -> Embedding:
     """All captions of a split; the vectors of the data set where the bundle cannot make those that it reads."""
-    made = set(bundle.vectors) <= set(bundle.manifest["text_models"])
-    if made or "token" in bundle.manifest["text"]:
+    computed = set(bundle.vectors) <= set(bundle.manifest["text_models"])
+    if computed or "token" in bundle.manifest["text"]:
         return bundle.embed_texts(sentences)
     return bundle.embed_vectors({name: records.text_feature(name) for name in bundle.vectors})
 

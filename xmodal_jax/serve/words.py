@@ -94,7 +94,7 @@ def _shape(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Any:
         schema = whole["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     for many in ("oneOf", "anyOf"):
         if many in schema:
-            return [_shape(one, whole) for one in schema[many]]
+            return [_shape(option, whole) for option in schema[many]]
     if schema.get("type") == "object":
         return {name: _shape(value, whole) for name, value in schema.get("properties", {}).items()}
     return schema.get("type", "anything")

@@ -137,20 +137,20 @@ def _side(path: Path, workdir: Path | None, evaluation: ranks_file.Evaluation) -
 
 def check_same_queries(a: Side, b: Side) -> None:
     """Raise a UsageError unless both ranked the same queries against the same galleries."""
-    one, two = a.evaluation, b.evaluation
-    if (one.ids, one.about["captions"]) != (two.ids, two.about["captions"]):
+    first, second = a.evaluation, b.evaluation
+    if (first.ids, first.about["captions"]) != (second.ids, second.about["captions"]):
         what = (f"{s.says('data')} {s.says('split')} ({len(s.evaluation.ids):,} images)" for s in (a, b))
         raise UsageError(
             f"{a.path} was measured on {next(what)}, {b.path} on {next(what)}: other images or captions, so nothing "
             "can be paired; name one set for both with --data, or one --split."
         )
-    if not np.array_equal(one.ranking.fold, two.ranking.fold):
-        folds = (f"{s.ranking.fold.max() + 1}" for s in (one, two))
+    if not np.array_equal(first.ranking.fold, second.ranking.fold):
+        folds = (f"{s.ranking.fold.max() + 1}" for s in (first, second))
         raise UsageError(
             f"{a.path} was ranked in {next(folds)} fold(s) of images, {b.path} in {next(folds)}; evaluate both with "
             "the same --protocol."
         )
-    if np.array_equal(one.ranking.i2t, two.ranking.i2t) and one.about == two.about:
+    if np.array_equal(first.ranking.i2t, second.ranking.i2t) and first.about == second.about:
         raise UsageError(f"{a.path} and {b.path} are the same evaluation; name two.")
 
 
@@ -180,26 +180,26 @@ def split_of(sides: tuple[Side, Side], data: Path | None) -> Split | None:
 def compare_sides(a: Side, b: Side, k: int, data: Path | None) -> Comparison:
     """Measure. Raises as :func:`check_same_queries`."""
     check_same_queries(a, b)
-    one, two, split = a.evaluation.ranking, b.evaluation.ranking, split_of((a, b), data)
+    left, right, split = a.evaluation.ranking, b.evaluation.ranking, split_of((a, b), data)
     texts = [text for group in split.captions for text in group] if split else []
-    first = np.searchsorted(one.image, np.arange(len(one.i2t)))  # captions stand in the order of their images
+    first = np.searchsorted(left.image, np.arange(len(left.i2t)))  # captions stand in the order of their images
 
     def change(way: str, query: int) -> Change:
-        caption, image = (first[query], query) if way == "i2t" else (query, one.image[query])
-        before, after = (int(getattr(each, way)[query]) + 1 for each in (one, two))
+        caption, image = (first[query], query) if way == "i2t" else (query, left.image[query])
+        before, after = (int(getattr(each, way)[query]) + 1 for each in (left, right))
         text = texts[caption] if split else f"(caption {caption - first[image] + 1})"
         return Change(before, after, a.evaluation.ids[image], text, split.pictures[image] if split else None)
 
     better, worse, tests = {}, {}, {}
     for way in WAYS:
-        before, after = getattr(one, way), getattr(two, way)
+        before, after = getattr(left, way), getattr(right, way)
         gained, lost = compare.changes(before, after, k)
         better[way], worse[way] = ([change(way, int(query)) for query in some] for some in (gained, lost))
         tests[way] = compare.mcnemar(before < 1, after < 1)
     known = [side.config for side in (a, b) if side.config is not None]
     differing = configs.differences(known) if len(known) == 2 else {}
-    difference = compare.paired_bootstrap(one, two, draws=DRAWS)
-    return Comparison((a, b), differing, (one.table(), two.table()), difference, tests, better, worse)
+    difference = compare.paired_bootstrap(left, right, draws=DRAWS)
+    return Comparison((a, b), differing, (left.table(), right.table()), difference, tests, better, worse)
 
 
 # Output
@@ -256,22 +256,22 @@ def _config(found: Comparison) -> Section:
 
 
 def _recall(found: Comparison) -> Section:
-    one, two = found.tables
+    first, second = found.tables
     rows = []
     for way in WAYS:
-        sides = getattr(one, way), getattr(two, way)
+        sides = getattr(first, way), getattr(second, way)
         for field in table.Recall._fields:
             name = f"{way}.{field}"
             values = [getattr(side, field) for side in sides]
             rows.append([f"{WAYS[way]} {NAMES[field]}", *_figures(found, name, values)])
-    rows.append(["rsum", *_figures(found, "rsum", [one.rsum, two.rsum])])
+    rows.append(["rsum", *_figures(found, "rsum", [first.rsum, second.rsum])])
     ps = [found.difference[name].p if name in found.difference else 1.0 for name in _names()]
     marked = frozenset(i for i, p in enumerate(ps) if p < SURE)
     head = ("", "A", "95 %", "B", "95 %", "B - A", "95 %", "p")
     note = (
-        f"{one.images:,} images, {one.captions:,} captions; {one.protocol}. {table.TIES.capitalize()}. Intervals of A "
-        f"and B: {one.draws:,} bootstrap draws of images; of the difference, and p: {DRAWS:,} paired draws, the same "
-        "images for both."
+        f"{first.images:,} images, {first.captions:,} captions; {first.protocol}. {table.TIES.capitalize()}. "
+        f"Intervals of A and B: {first.draws:,} bootstrap draws of images; of the difference, and p: {DRAWS:,} paired "
+        "draws, the same images for both."
     )
     return Section("Recall", head, rows, "lrrrrrrr", note, marked=marked)
 

@@ -26,14 +26,14 @@ PROBE = 4096  # numbers of a row that are compared to find runs; copies are comp
 
 def difference(array: Array, row: int, other: int, numbers: int | None = None) -> float:
     """Root mean square of the difference of two rows, as a share of that of the rows; of their first ``numbers``."""
-    one, two = (np.asarray(array[index]).reshape(-1)[:numbers] for index in (row, other))
-    if one.shape != two.shape:
+    first, second = (np.asarray(array[index]).reshape(-1)[:numbers] for index in (row, other))
+    if first.shape != second.shape:
         return np.inf
-    if one.tobytes() == two.tobytes():
+    if first.tobytes() == second.tobytes():
         return 0.0
-    one, two = one.astype(np.float64), two.astype(np.float64)
-    size = np.sqrt((np.square(one) + np.square(two)).sum() / 2)
-    apart = np.sqrt(np.square(one - two).sum())
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    size = np.sqrt((np.square(first) + np.square(second)).sum() / 2)
+    apart = np.sqrt(np.square(first - second).sum())
     return float(apart / size) if np.isfinite(apart) and size else 0.0 if apart == 0 else np.inf
 
 

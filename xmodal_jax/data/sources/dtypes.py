@@ -77,8 +77,8 @@ def _exponents(values: np.ndarray) -> np.ndarray:
     return np.bincount(places.astype(np.int64), minlength=32) / max(1, len(values))
 
 
-def _unlike(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).sum() / 2)
+def _unlike(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).sum() / 2)
 
 
 def _usual(values: np.ndarray) -> float:

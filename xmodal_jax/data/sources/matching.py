@@ -102,6 +102,6 @@ class Index:
         return result, f"{self.where}: {len(taken):,} of {len(images):,} images found by name, {', '.join(how)}"
 
 
-def _equal(one: Fit, other: Fit) -> bool:
+def _equal(first: Fit, second: Fit) -> bool:
     """Whether neither agreement is better: the same form, or two kinds of name of which none is a mere number."""
-    return one.form == other.form or (one.group != other.group and max(one.form, other.form) < NUMBER)
+    return first.form == second.form or (first.group != second.group and max(first.form, second.form) < NUMBER)
