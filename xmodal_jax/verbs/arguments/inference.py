@@ -3,16 +3,12 @@
 import argparse
 from pathlib import Path
 
-from xmodal_jax.verbs.arguments import verb
+from xmodal_jax.verbs.arguments import add_trained, verb
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", type=Path, help="a run")
-    which.add_argument("--bundle", type=Path, help="or a bundle")
+    add_trained(parser)
     parser.add_argument("--split", help="all of a split instead")
-    parser.add_argument("--data", type=Path, help="the data set, for a bundle or where it has moved since training")
-    parser.add_argument("--step", type=int, help="a saved step of the run; the best by dev rsum by default")
     parser.add_argument("--longest", type=int, default=20, help="most tokens of a sentence")
     parser.add_argument("--beams", type=int, default=1, help="beam search with so many beams")
     parser.add_argument("--temperature", type=float, help="sample, from a distribution this flat")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from xmodal_jax.verbs.arguments import verb
+from xmodal_jax.verbs.arguments import add_trained, verb
 
 
 def add_train(verbs) -> None:
@@ -98,15 +98,11 @@ def add_attend(verbs) -> None:
         "draw which regions of an image the words of a caption look at",
         'xmodal attend --workdir demo/run --image scene-0-000003 --caption "two red squares" --out attention.png',
     )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", type=Path, help="a run")
-    which.add_argument("--bundle", type=Path, help="or a bundle, on --data")
+    add_trained(parser)
     parser.add_argument("--image", required=True, metavar="ID", help="an image of the data set")
     parser.add_argument("--caption", help="any text; by default the first caption of the image itself")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write")
     parser.add_argument("--split", help="where to look for the image; everywhere by default")
-    parser.add_argument("--step", type=int, help="a saved step; the best by dev rsum by default")
-    parser.add_argument("--data", type=Path, help="the data set, for a bundle or where it has moved since training")
 
 
 def add_baseline(verbs) -> None:
