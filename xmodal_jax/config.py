@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 import json
 import re
@@ -179,9 +180,14 @@ def read(workdir: Path) -> Config:
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}).") from error
     if "files" not in record(workdir):
-        print(f"{workdir}: no hashes were kept of its config and vocabulary; they are used unchecked.", file=sys.stderr)
+        _say_unchecked(workdir)
     check_file(workdir, FILE)
     return config
+
+
+@functools.cache  # said once of a folder, however often it is opened
+def _say_unchecked(workdir: Path) -> None:
+    print(f"{workdir}: no hashes were kept of its config and vocabulary; they are used unchecked.", file=sys.stderr)
 
 
 def record(workdir: Path) -> dict[str, Any]:
