@@ -79,7 +79,7 @@ def convert(
         names: Any = {"input_names": input_names(name, functions), "output_names": output_names(name, functions)}
         try:
             with quiet(), scanned():
-                from jax2onnx import to_onnx
+                from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 
                 model: Any = to_onnx(named, specs, **names)
             model = model.SerializeToString()
@@ -121,7 +121,7 @@ def draw(avals: Sequence[Any], sizes: Mapping[str, int]) -> list[np.ndarray]:
 
 def _error(model: bytes, call: Any, avals: Sequence[Any], sizes: Mapping[str, int]) -> float:
     """Largest difference between onnxruntime and the live function, relative to the largest number of an output."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
