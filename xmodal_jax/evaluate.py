@@ -43,17 +43,14 @@ def report(run: Run, step: int, args: argparse.Namespace) -> None:
     """Print recall and, of a system that speaks, how good its sentences are; write both under ``workdir/eval`` as JSON
     and Markdown, beside the ranks of all queries, and to ``args.json``; draw the page of ``args.report``."""
     split = args.split
-    rows = run.dataset.split(split)
-    member, owner, weights = run.member(step, split)
-    options = {"text_id": text_ids(rows), "shared": args.duplicates == "shared"}
-    ranking = rank_split([member], owner, len(rows), protocol=args.protocol, weights=weights, **options)
+    member, ranking = run.rank(step, split, args.protocol, shared=args.duplicates == "shared")
     said = run.speech(step, split, Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams))
     record(run, step, split, ranking, said, latex=args.latex, copy=args.json)
     if args.report:
         from xmodal_jax.report import page as pages
 
         title = f"{run.workdir} on {run.title} {split}, step {step:,}"
-        pages.make(run, step, member, ranking, rows, args.report, title=title)
+        pages.make(run, step, member, ranking, run.dataset.split(split), args.report, title=title)
         print(f"report: {args.report / 'report.md'}")
 
 
@@ -139,8 +136,9 @@ def ensemble(args: argparse.Namespace) -> int:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
         digest.write(args.json, json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
-        about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
-        ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
+        if not ranking.duplicates.shared:  # ranks of another kind are compared with none
+            about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
+            ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
     return 0
 
 
@@ -148,8 +146,10 @@ def main(args: argparse.Namespace) -> int:
     """`xmodal eval`: the best step (or ``--step``) of a run folder, every new one (``--watch``), or an ensemble."""
     check_output("--json", args.json)
     if args.report:
-        if args.ensemble or args.watch or args.char_noise:
-            raise UsageError("--report is of one step of a run; leave out --ensemble, --watch and --char-noise.")
+        if not args.workdir or args.watch or args.char_noise:
+            raise UsageError(
+                "--report is of one step of a run: give --workdir, and leave out --watch and --char-noise."
+            )
         require("matplotlib", "train")
         try:
             args.report.mkdir(parents=True, exist_ok=True)

@@ -152,9 +152,9 @@ class Run:
     def __str__(self) -> str:
         return f"{self.workdir} step {self.checkpoints.best():,}"
 
-    def rank(self, step: int, split: str, protocol: str, *, shared: bool = False) -> Ranking:
-        """The ranks of a split by one step; ``shared``: equal captions are positives of all their images."""
+    def rank(self, step: int, split: str, protocol: str = "auto", *, shared: bool = False) -> tuple[Member, Ranking]:
+        """What one step makes of a split and its ranks; ``shared``: equal captions are positives of all their images."""
         member, owner, weights = self.member(step, split)
-        options = {"text_id": text_ids(self.dataset.split(split)), "shared": shared}
-        count = len(self.dataset.split(split))
-        return rank_split([member], owner, count, protocol=protocol, weights=weights, **options)
+        rows = self.dataset.split(split)
+        options = {"protocol": protocol, "weights": weights, "text_id": text_ids(rows), "shared": shared}
+        return member, rank_split([member], owner, len(rows), **options)

@@ -11,11 +11,9 @@ import numpy as np
 
 from xmodal_jax import config as configs
 from xmodal_jax.data import scenes
-from xmodal_jax.data.pipeline import text_ids
 from xmodal_jax.errors import require
 from xmodal_jax.evaluate import record
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.evaluation.vote import rank_split
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.progress import clock
@@ -75,12 +73,11 @@ def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:
     """Score the test split once, print the table, draw the report from the same representations."""
     split = run.dataset.split("test")
     step = run.checkpoints.best()
-    member, owner, weights = run.member(step, "test")
-    options = {"protocol": "auto", "weights": weights, "text_id": text_ids(split)}
-    ranking = rank_split([member], owner, len(split), **options)
+    member, ranking = run.rank(step, "test")
     record(run, step, "test", ranking)
     words = attend.word_accuracy(
-        attend.own_attention(run, member.variables, member.images, member.texts, owner), attend.read_truth(split)
+        attend.own_attention(run, member.variables, member.images, member.texts, ranking.image),
+        attend.read_truth(split),
     )
     accuracy = (
         f"{100 * words.right:.1f} % of {words.words:,} words that name an object look most at a region that covers it "
