@@ -45,6 +45,13 @@ def evaluated(folder, tmp_path, *argv):
     return json.loads(target.read_text())
 
 
+def test_a_report_needs_a_run(folder, tmp_path, capsys):
+    bundle = ["--bundle", str(folder / "vse.bundle"), "--data", str(folder / "data")]
+    assert cli.run(["eval", *bundle, "--report", str(tmp_path / "page")]) == 2
+    assert "--report is of one step of a run: give --workdir" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_bundle_has_the_table_of_its_run(name, folder, tmp_path, capsys):
     ours = evaluated(folder, tmp_path, "--workdir", str(folder / name))

@@ -205,5 +205,7 @@ def test_a_shop_of_few_titles_is_learnt_and_judged_right(tmp_path, capsys):
     assert recall == {"separate": 0, "shared": 100}
     names = {re.sub(r"test-\d+-?", "", path.stem) for path in (run / "eval").glob("*.json")}
     assert names == {"", "shared"}  # a figure of another kind does not take the place of the usual one
-    pair = ["eval", "--ensemble", str(run), str(run), "--duplicates", "shared", "--json", str(target)]
-    assert cli.run(pair) == 0 and json.loads(target.read_text())["i2t"]["r1"] == 100
+    pair, kept = ["eval", "--ensemble", str(run), str(run), "--json", str(target)], target.with_suffix(".ranks.npz")
+    assert cli.run(pair) == 0 and kept.is_file()
+    assert cli.run([*pair, "--duplicates", "shared"]) == 0 and json.loads(target.read_text())["i2t"]["r1"] == 100
+    assert not kept.exists()  # ranks of another kind are compared with none

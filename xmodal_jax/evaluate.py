@@ -136,9 +136,8 @@ def ensemble(args: argparse.Namespace) -> int:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
         digest.write(args.json, json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
-        if not ranking.duplicates.shared:  # ranks of another kind are compared with none
-            about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
-            ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
+        about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
+        ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
     return 0
 
 

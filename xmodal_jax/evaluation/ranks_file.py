@@ -62,8 +62,13 @@ def beside(path: Path) -> Path:
 
 
 def write_beside(path: Path, ranking: Ranking, split: Split, about: Mapping[str, Any]) -> None:
-    """Keep the ranks of a table that has no run folder; nothing beside what is no file, such as /dev/stdout."""
-    if path.is_file():
+    """Keep the ranks of a table that has no run folder; nothing beside what is no file, such as /dev/stdout.
+
+    Where equal captions are shared there are no ranks to compare with others, and an earlier file goes.
+    """
+    if ranking.duplicates.shared:
+        beside(path).unlink(missing_ok=True)
+    elif path.is_file():
         digest.write(beside(path), make(ranking, split.ids, split.captions, about))
 
 

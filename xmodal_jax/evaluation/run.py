@@ -153,7 +153,7 @@ class Run:
         return f"{self.workdir} step {self.checkpoints.best():,}"
 
     def rank(self, step: int, split: str, protocol: str = "auto", *, shared: bool = False) -> tuple[Member, Ranking]:
-        """What one step makes of a split and its ranks; ``shared``: equal captions are positives of all their images."""
+        """What a step makes of a split and its ranks; ``shared``: equal captions are positives of all their images."""
         member, owner, weights = self.member(step, split)
         rows = self.dataset.split(split)
         options = {"protocol": protocol, "weights": weights, "text_id": text_ids(rows), "shared": shared}

@@ -121,7 +121,7 @@ def _of_run(workdir: Path, split: str, step: int | None, data: Path | None) -> S
     run = Run(workdir, data)
     kept = run.evaluations / kept.name
     if not kept.is_file():
-        files = ranks_of(run, run.step(step), split, run.rank(step, split, "auto"))
+        files = ranks_of(run, run.step(step), split, run.rank(step, split)[1])
         with contextlib.suppress(CheckpointError):  # a run of somebody else's may be compared too
             keep(run, files, None, "")
         if not kept.is_file():
