@@ -62,6 +62,7 @@ def make_parser() -> Parser:
     for add in (
         data.add_demo,
         data.add_data,
+        data.add_extract,
         training.add_train,
         training.add_eval,
         training.add_attend,

@@ -5,6 +5,7 @@
     DIR/<split>.captions.jsonl                      one line an image: id, captions, size, picture
     DIR/images/                                     the pictures, where the importer was given any
     DIR/import_report.jsonl                         what the importer dropped and why, where it dropped anything
+    DIR/backbone.safetensors                        what made the features of the pictures, after `xmodal extract`
     DIR/<split>.text.<name>.npy, text.<name>.npz    text features added later: [captions, F], and what makes them
     DIR/manifest.json                               counts, shapes, source; bytes and SHA-256 of every other file
 
@@ -31,6 +32,7 @@ from xmodal_jax.progress import Progress
 VERSION = 1
 MANIFEST = "manifest.json"
 REPORT = "import_report.jsonl"
+BACKBONE = "backbone.safetensors"  # of the network that made the features of the pictures, where the manifest tells one
 DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 _EXPONENT = {  # by dtype: the bits that are all ones in NaN and infinities, and in nothing else
     np.dtype(np.float16): (np.uint16, 0x7C00),

@@ -128,7 +128,10 @@ def main(args: argparse.Namespace) -> int:
     opened = {name: dataset.split(name) for name in dataset.splits}
     totals = {name: len(places) for name, places in splits.items()}
     contents = {name: items(places) for name, places in splits.items()}
-    manifest = writer.write(args.out, contents, name=dataset.manifest["name"], source=source, totals=totals)
+    extractor = dataset.manifest.get("extractor")
+    files = {records.BACKBONE: dataset.directory / records.BACKBONE} if extractor else {}
+    kept = {"totals": totals, "extractor": extractor, "files": files}
+    manifest = writer.write(args.out, contents, name=dataset.manifest["name"], source=source, **kept)
     print(f"{args.out}: {len(set(values.values())):,} values of {args.by} among {len(ids):,} images")
     for name, counts in manifest["splits"].items():
         print(f"  {name:<10}{counts['images']:>10,} images")

@@ -241,7 +241,12 @@ class Writer:
             raise DataError(f"{where}: a caption or the id is not valid Unicode.") from None
         return picture is not None
 
-    def close(self, source: Mapping[str, Any], extras: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    def close(
+        self,
+        source: Mapping[str, Any],
+        extras: Mapping[str, Sequence[Mapping[str, Any]]],
+        extractor: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Write TFDS metadata, ``extras`` (JSONL files by name) and, last, the manifest, which is returned."""
         from tensorflow_datasets import folder_dataset
 
@@ -268,6 +273,7 @@ class Writer:
             "source": source,
             "features": self.schema.describe(),
             "boxes": self.schema.form[1],
+            **({"extractor": extractor} if extractor else {}),
             "splits": self.splits,
             "files": records.hash_files(self.directory),
         }
@@ -306,13 +312,16 @@ def write(
     totals: Mapping[str, int] | None = None,
     report: Sequence[Mapping[str, Any]] = (),
     extras: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    extractor: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Write a prepared data set and return its manifest; one image is held in memory at a time.
 
     A split without images is left out. ``source`` says where the data came from; ``totals`` (images a split) only
     feeds the progress line; ``report`` is read after the last image and becomes ``import_report.jsonl``, and so do
-    ``extras``, further JSONL files by name. A finished ``directory`` of the same ``source`` is left as it is. The work
-    happens in ``<directory>.partial``, renamed when complete.
+    ``extras``, further JSONL files by name. ``extractor`` tells how the features were made of the pictures, ``files``
+    are copied into the set. A finished ``directory`` of the same ``source`` is left as it is. The work happens in
+    ``<directory>.partial``, renamed when complete.
 
     Raises:
       DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.
@@ -333,7 +342,9 @@ def write(
         writer = Writer(partial, name)
         for split, items in splits.items():
             writer.add_split(split, items, (totals or {}).get(split, 0))
-        manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})})
+        for file, path in (files or {}).items():
+            shutil.copyfile(path, partial / file)
+        manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})}, _plain(extractor))
         partial.rename(directory)
     except BaseException:  # an interrupt must not leave half a set behind either
         shutil.rmtree(partial, ignore_errors=True)

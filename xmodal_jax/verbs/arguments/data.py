@@ -119,3 +119,32 @@ def add_text_features(kinds) -> None:
     parser.add_argument("--missing", choices=["zeros", "error"], default="zeros", help="for captions of unknown words")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="the kind by default")
+
+
+def add_extract(verbs) -> None:
+    parser = verb(
+        verbs,
+        "extract",
+        "verbs.extract:main",
+        "features of pictures by an image network, as a prepared data set; goes on after an interruption",
+        "xmodal extract data/holidays --backbone lite0 --out data/holidays-lite0",
+    )
+    parser.add_argument("source", type=Path, help="a prepared data set that has pictures, or a folder of photographs")
+    parser.add_argument("--backbone", required=True, help="resnet18 to resnet152, vgg19, vgg19_fc7, lite0, lite2")
+    parser.add_argument(
+        "--weights",
+        help='file with the network\'s weights, "package" for those of the Python package (lite0, lite2; the default '
+        'there), or "random"',
+    )
+    parser.add_argument("--mode", default="global", help="global, 10crop or grid; global,grid for both")
+    parser.add_argument("--side", type=int, help="pixels of the square that the network reads; its own by default")
+    parser.add_argument("--resize", type=int, help="pixels of the short side before the crop; 8/7 of --side by default")
+    parser.add_argument("--fit", choices=["centre", "squash"], help="crop the middle (default), or squash to a square")
+    parser.add_argument("--mirror", action="store_true", help="mean over the picture and its mirror image")
+    parser.add_argument(
+        "--policy", choices=["refuse", "skip"], default="refuse", help="on pictures that cannot be read"
+    )
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored type")
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time")
+    parser.add_argument("--name", help="of the data set; that of the source by default")
+    parser.add_argument("--out", type=Path, required=True)
