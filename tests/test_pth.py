@@ -32,8 +32,8 @@ from torch_files import (
     zipped,
 )
 
-from xmodal_jax.convert import pth
 from xmodal_jax.errors import CheckpointError
+from xmodal_jax.torch_files import pth
 
 MARKER = Path(tempfile.gettempdir()) / f"xmodal-attack-{os.getpid()}"
 ATTACKS = attacks(MARKER)
@@ -307,7 +307,7 @@ def test_time_is_limited(tmp_path):
 
 CHECK = """
 import sys
-from xmodal_jax.convert import unpickle
+from xmodal_jax.torch_files import unpickle
 unpickle.limit(1 << 30, 5, 1000)
 import os, resource
 assert not {"numpy", "jax", "flax"} & set(sys.modules)

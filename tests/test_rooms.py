@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "xmodal_jax"
 # From the floor up: a module imports from its own line and from the lines above it here, docs/architecture.md says why.
 FLOORS = (
     ("errors", "digest", "progress", "types"),
-    ("similarity", "text"),
+    ("similarity", "text", "torch_files"),
     ("losses", "layers"),
     ("matcher",),
     ("models",),

@@ -22,12 +22,12 @@ from PIL import Image
 import xmodal_jax
 from xmodal_jax import cli
 from xmodal_jax.baselines.text_features import load_text_model
-from xmodal_jax.convert import pth
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout, screening
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.text import vocabulary
 from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.torch_files import pth
 
 
 @pytest.fixture(scope="module")

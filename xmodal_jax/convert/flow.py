@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from xmodal_jax.convert import pth, systems, words
-from xmodal_jax.convert.pickles import show
+from xmodal_jax.convert import systems, words
 from xmodal_jax.digest import sha256
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.export import run as export
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.torch_files import pth
+from xmodal_jax.torch_files.pickles import show
 from xmodal_jax.training.checkpoint import flat
 from xmodal_jax.training.model import example_batch, make_model
 from xmodal_jax.types import Config, Facts, Feature

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.convert import pth
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.text.vocabulary import LARGEST, SPECIAL, Vocabulary
+from xmodal_jax.torch_files import pth
 
 MASK = "<mask>"  # the last word of some vocabularies of VSE-infinity, which ours do not count
 

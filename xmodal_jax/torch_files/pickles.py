@@ -1,4 +1,4 @@
-"""An interpreter of pickles that runs nothing: part of the child process, see :mod:`xmodal_jax.convert.pth`.
+"""An interpreter of pickles that runs nothing: part of the child process, see :mod:`xmodal_jax.torch_files.pth`.
 
 Nothing of the file is ever called or imported. The pickle's instructions are read one by one, those on a list build
 dictionaries, lists and descriptions of tensors, and any other instruction or name ends the reading.

@@ -1,6 +1,6 @@
 """PyTorch's files without PyTorch and without running anything in them.
 
-A pickle is a program. Here a child process (:mod:`xmodal_jax.convert.unpickle`) reads it with an interpreter of our
+A pickle is a program. Here a child process (:mod:`xmodal_jax.torch_files.unpickle`) reads it with an interpreter of our
 own that knows a short list of instructions and of names, under limits of memory and time, and hands back JSON and raw
 numbers. The parent reads those two and nothing else.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from xmodal_jax.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
-CHILD = "xmodal_jax.convert.unpickle"
+CHILD = "xmodal_jax.torch_files.unpickle"
 TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "bf2")
 ANSWER = 256 << 20  # bytes of JSON
 

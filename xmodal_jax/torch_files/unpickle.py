@@ -1,4 +1,4 @@
-"""The child process of :mod:`xmodal_jax.convert.pth`: a file of PyTorch's in, JSON and raw numbers out.
+"""The child process of :mod:`xmodal_jax.torch_files.pth`: a file of PyTorch's in, JSON and raw numbers out.
 
 It imports the standard library alone. Every size is held against the bytes that are really there before
 anything of that size is made.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from xmodal_jax.convert.pickles import Machine, Refused, Storage, Tensor, show
+from xmodal_jax.torch_files.pickles import Machine, Refused, Storage, Tensor, show
 
 PICKLE = 16 << 20  # bytes of a pickle; that of a ResNet-152 has 0.2 MB
 TEXTS = 1 << 24  # characters of all strings of the result

@@ -1,0 +1,1 @@
+"""A few narrow layers, for tests."""
