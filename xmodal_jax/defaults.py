@@ -52,6 +52,15 @@ MEANINGS = {
     "data.most_unknown": "share of tokens unknown to the vocabulary from which on no training starts; 1: never refused",
     "data.dev_images": "the first so many images of dev choose the best step, as in the released codes; 0 for all",
     "data.word_vectors": "prefix of a words.txt / npy pair, or a GloVe text file, that the word table starts from",
+    "data.pixels.side": "pixels of a side of the square that a system of raw pictures reads",
+    "data.pixels.resize": "pixels of the short side of a picture before `centre` takes its middle",
+    "data.pixels.train": "random: a part of each picture, drawn anew in every step; centre: the middle; squash: all",
+    "data.pixels.eval": "the same after training, without chance; a bundle remembers it",
+    "data.pixels.area": "(least, most) share of the picture that `random` keeps; (0.64, 1.0) is 0.8 to 1 of the side",
+    "data.pixels.aspect": "(least, most) width by height of the part that `random` keeps",
+    "data.pixels.flip": "mirror half of the training pictures",
+    "data.pixels.policy": "refuse: a picture that is missing, corrupt or too large ends the training; skip: it is left "
+    "out with its captions; evaluation always refuses",
     "loss.name": "the loss of `weights.rank`, of `xmodal_jax.losses`; it reads those of the keys here that it has",
     "loss.margin": "of the hinges",
     "loss.hardness": "1: only the hardest negative counts; 0: the sum over all; between: a mixture",
@@ -129,6 +138,16 @@ def base(data: str) -> Config:
             "most_unknown": 0.5,
             "dev_images": 1000,
             "word_vectors": "",
+            "pixels": {
+                "side": 224,
+                "resize": 256,
+                "train": "random",
+                "eval": "centre",
+                "area": (0.08, 1.0),
+                "aspect": (0.75, 4 / 3),
+                "flip": True,
+                "policy": "refuse",
+            },
         }
     )
     config.loss = ConfigDict(

@@ -54,7 +54,7 @@ def read_picture(source: Any, side: int | None = None, most: int = PIXELS) -> np
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise DataError(f"A picture is uint8 [height, width, 3], not {source.dtype} {list(source.shape)}.")
         return source
-    with _opened(source, most) as picture:
+    with opened(source, most) as picture:
         if side is not None:
             picture.draft(None, (2 * side, 2 * side))  # a JPEG need not be unfolded in full to be made small
         picture.load()
@@ -70,7 +70,7 @@ def examine(path: str | Path) -> Facts:
     Raises:
         DataError: as :func:`read_picture`, of more than 120 million pixels.
     """
-    with _opened(path, LARGE) as picture:
+    with opened(path, LARGE) as picture:
         width, height = picture.size
         picture.draft(None, (max(width // 8, 1), max(height // 8, 1)))
         picture.load()
@@ -80,9 +80,25 @@ def examine(path: str | Path) -> Facts:
         return Facts((width, height) if turned else (height, width), animated)
 
 
+def shown(picture: Any) -> Any:
+    """An opened picture as a viewer shows it, a PIL image in RGB; it is decoded now."""
+    picture.load()
+    return _upright(_colours(picture), _orientation(picture))
+
+
+def shown_size(picture: Any) -> tuple[int, int]:
+    """Width and height of an opened JPEG as a viewer shows it; its header is enough."""
+    width, height = picture.size
+    return (height, width) if _orientation(picture) >= 5 else (width, height)
+
+
 @contextmanager
-def _opened(source: Any, most: int) -> Iterator[Any]:
-    """A PIL image, its header read and its size looked at: a few kilobytes may unfold to gigabytes."""
+def opened(source: Any, most: int) -> Iterator[Any]:
+    """A PIL image, its header read and its size looked at: a few kilobytes may unfold to gigabytes.
+
+    Raises:
+        DataError: as :func:`read_picture`, also for what goes wrong while the picture is used.
+    """
     require("PIL", "image")
     from PIL import Image
 

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from xmodal_jax.data import pixels
 from xmodal_jax.data.order import Epoch, Sampler
+from xmodal_jax.data.pixels import PictureReader, Reading
 from xmodal_jax.data.records import Split
 from xmodal_jax.errors import DataError, UsageError, require
 from xmodal_jax.text.same import numbered, plain
@@ -110,19 +112,31 @@ class Captions:
 
 
 class FeatureReader:
-    """Reads rows of a split as dense arrays: features in their own dtype, region masks, boxes.
+    """Reads rows of a split as dense arrays: features in their own dtype, region masks, boxes; pixels of pictures.
 
     Args:
         names: the features a model asks for.
         boxes: also deliver the boxes.
         limit: only the first so many images, 0 = all; ``count`` says how many those are.
+        reading: how pictures are read, where ``names`` has "pixels" and the data set no feature of that name.
 
     Raises:
         UsageError: a feature that the data set does not have.
+        DataError: pictures that are missing, as :class:`xmodal_jax.data.pixels.PictureReader` says.
     """
 
-    def __init__(self, split: Split, names: Sequence[str], *, boxes: bool = False, limit: int = 0):
-        missing = [name for name in names if name not in split.feature_names]
+    def __init__(
+        self,
+        split: Split,
+        names: Sequence[str],
+        *,
+        boxes: bool = False,
+        limit: int = 0,
+        reading: Reading | None = None,
+    ):
+        stored = [name for name in names if name in split.feature_names]
+        pictured = reading is not None and pixels.NAME in names and pixels.NAME not in stored
+        missing = [name for name in names if name not in stored and not (pictured and name == pixels.NAME)]
         if missing:
             raise UsageError(
                 f'{split.dataset.directory} has no feature "{missing[0]}", only '
@@ -131,7 +145,8 @@ class FeatureReader:
         require("tensorflow", "train")
         self.split, self.names, self.boxes = split, list(names), boxes
         self.count = min(limit or len(split), len(split))
-        self.spec: dict[str, Mapping[str, Any]] = {name: split.dataset.manifest["features"][name] for name in names}
+        self.spec: dict[str, Mapping[str, Any]] = {name: split.dataset.manifest["features"][name] for name in stored}
+        self.pictures = PictureReader(split, reading, self.count) if pictured and reading is not None else None
         self._readers: list[Any] | None = None
 
     def _open(self) -> None:
@@ -166,7 +181,7 @@ class FeatureReader:
         """A string tensor [B] to arrays: each feature [B, F] or [B, R, F], ``mask`` [B, R], ``boxes`` [B, R, 4]."""
         import tensorflow as tf
 
-        keys = {f"features/{name}": tf.io.FixedLenFeature([], tf.string) for name in self.names}
+        keys = {f"features/{name}": tf.io.FixedLenFeature([], tf.string) for name in self.spec}
         if self.boxes:
             keys["boxes"] = tf.io.FixedLenFeature([], tf.string)
         parsed = tf.io.parse_example(records, keys)
@@ -195,23 +210,39 @@ class FeatureReader:
     def stream(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
         """Parsed arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, read ahead in the background.
 
+        Where pictures are read, ``pixels`` is [B, S, S, 3] and ``read`` [B] tells which rows have any.
+
         Raises:
-            DataError: records that are missing or damaged.
+            DataError: records or pictures that are missing or damaged.
         """
         import tensorflow as tf
 
         failed: list[Exception] = []  # what ended reading; TensorFlow would hide it in an error of its own
 
-        def raw(step):
-            try:
-                return self.raw(np.maximum(rows(int(step)), 0))
-            except Exception as error:  # array_record raises what it likes on damaged bytes
-                failed.append(error)
-                raise
+        def told(work):
+            def run(step):
+                try:
+                    return work(int(step))
+                except Exception as error:  # array_record raises what it likes on damaged bytes
+                    failed.append(error)
+                    raise
+
+            return run
+
+        pictures = self.pictures
+        pool = pixels.open_pool() if pictures else None
+        records_of = told(lambda step: self.raw(np.maximum(rows(step), 0)))
+        pixels_of = told(lambda step: pictures.batch(pool, step, rows(step)) if pictures and pool else None)
 
         def fetch(step):
-            records = tf.numpy_function(raw, [step], tf.string, stateful=False)
-            return self.parse(tf.ensure_shape(records, [None]))
+            arrays: dict[str, Any] = {}
+            if pictures:
+                square, real = tf.numpy_function(pixels_of, [step], [tf.uint8, tf.bool], stateful=False)
+                arrays = {pixels.NAME: square, "read": real, "mask": tf.ones([tf.shape(real)[0], 1], tf.bool)}
+            if self.spec or self.boxes:
+                records = tf.numpy_function(records_of, [step], tf.string, stateful=False)
+                arrays |= self.parse(tf.ensure_shape(records, [None]))
+            return arrays
 
         options = tf.data.Options()
         options.deterministic = True
@@ -221,9 +252,9 @@ class FeatureReader:
         # Not from_generator: its first use makes TensorFlow give every freed buffer back to the system, which then
         # clears it page by page (three times slower). More than two batches ahead fall out of the cache.
         steps = tf.data.Dataset.range(start, stop).map(fetch, num_parallel_calls=2).prefetch(2)
-        return self._sound(steps.with_options(options).as_numpy_iterator(), failed)
+        return self._sound(steps.with_options(options).as_numpy_iterator(), failed, pool)
 
-    def _sound(self, batches: Any, failed: list[Exception]) -> Iterator[dict[str, Any]]:
+    def _sound(self, batches: Any, failed: list[Exception], pool: Any) -> Iterator[dict[str, Any]]:
         """``batches``, whose threads end with this iterator, with errors in our words."""
         try:
             yield from batches
@@ -237,6 +268,8 @@ class FeatureReader:
             ) from error
         finally:
             del batches
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def images(self, arrays: Mapping[str, Any], rows: np.ndarray) -> Images:
         features = {name: arrays[name] for name in self.names}
@@ -300,11 +333,27 @@ class TrainPipeline:
             began = time.perf_counter()
             arrays = next(stream)
             self.waited += time.perf_counter() - began
-            yield Batch(self.reader.images(arrays, self.host_rows(plan.image)), texts, target, candidate)
+            rows = self.host_rows(plan.image)
+            gone = (rows >= 0) & ~arrays.get("read", rows >= 0)  # pictures that are skipped, and so their captions
+            if gone.any():
+                rows = np.where(gone, -1, rows)
+                first = self.process_index * len(rows)
+                texts = without(texts, gone[texts.row - first])
+                target = target and without(target, gone[target.row - first])
+            yield Batch(self.reader.images(arrays, rows), texts, target, candidate)
 
     def texts(self, caption: np.ndarray, row: np.ndarray) -> Texts:
         """The host's rows of the captions of a global batch."""
         return jax.tree.map(self.host_rows, self.captions.texts(caption, row))
+
+
+def without(texts: Texts, gone: np.ndarray) -> Texts:
+    """Captions of which those that are ``gone`` [C] are padding."""
+    token = None if texts.token is None else np.where(gone[:, None], 0, texts.token)
+    image, number = (np.where(gone, np.int32(-1), ids) for ids in (texts.image_id, texts.id))
+    same = None if texts.same is None else np.where(gone, np.int32(-1), texts.same)
+    mask = texts.mask & ~gone[:, None]
+    return texts._replace(token=token, mask=mask, image_id=image, id=number, same=same)
 
 
 def image_batches(reader: FeatureReader, size: int) -> Iterator[Images]:

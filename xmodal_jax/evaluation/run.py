@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from xmodal_jax import config as configs
+from xmodal_jax.data import pixels
 from xmodal_jax.data.pipeline import Captions, FeatureReader, text_ids
 from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
@@ -108,7 +109,8 @@ class Run:
 
     def reader(self, split: str, *, boxes: bool = False) -> FeatureReader:
         """Reader of what the model reads of the images of a split."""
-        return FeatureReader(self.dataset.split(split), self.inputs.image, boxes=boxes)
+        reading = pixels.reading_of(self.config, self.inputs.image)
+        return FeatureReader(self.dataset.split(split), self.inputs.image, boxes=boxes, reading=reading)
 
     def captions(self, split: str) -> Captions:
         """The captions of a split as the model reads them."""

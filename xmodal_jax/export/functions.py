@@ -15,7 +15,7 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.training.checkpoint import flat
-from xmodal_jax.training.model import example_batch
+from xmodal_jax.training.model import dtype_of, example_batch
 from xmodal_jax.training.optim import path_name
 from xmodal_jax.types import Facts, Images, Texts
 
@@ -151,7 +151,8 @@ class Exporter:
 
     def image_args(self, scope):
         shapes = {name: ["b", *("r" if n is None else str(n) for n in f.shape)] for name, f in self.facts.image.items()}
-        feature = {name: _struct(", ".join(shape), np.float32, scope) for name, shape in shapes.items()}
+        dtype = {name: dtype_of(feature) for name, feature in self.facts.image.items()}
+        feature = {name: _struct(", ".join(shape), dtype[name], scope) for name, shape in shapes.items()}
         regions = "r" if any("r" in shape for shape in shapes.values()) else "1"
         return feature, _struct(f"b, {regions}", bool, scope)
 

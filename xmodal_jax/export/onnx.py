@@ -105,13 +105,15 @@ class _Spec:
 
 
 def draw(avals: Sequence[Any], sizes: Mapping[str, int]) -> list[np.ndarray]:
-    """Inputs of the given sizes: normal numbers, small token ids, and masks whose first entries are real."""
+    """Inputs of the given sizes: normal numbers, pixels, small token ids, and masks whose first entries are real."""
     rng = np.random.default_rng(0)
     arrays = []
     for aval in avals:
         shape = [size if isinstance(size, int) else sizes[str(size)[0]] for size in aval.shape]
         if aval.dtype == bool:
             arrays.append(np.arange(shape[-1]) < rng.integers(1, shape[-1] + 1, (*shape[:-1], 1)))
+        elif aval.dtype == np.uint8:
+            arrays.append(rng.integers(0, 256, shape, np.uint8))
         elif np.issubdtype(aval.dtype, np.integer):
             arrays.append(rng.integers(1, 4, shape).astype(aval.dtype))
         else:

@@ -21,6 +21,7 @@ import numpy as np
 
 from xmodal_jax import __version__
 from xmodal_jax import config as configs
+from xmodal_jax.data import pixels
 from xmodal_jax.data.records import text_file
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.export import onnx
@@ -29,7 +30,7 @@ from xmodal_jax.inference import layout
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training.checkpoint import flat
-from xmodal_jax.types import Config, Facts
+from xmodal_jax.types import Config, Facts, Feature
 
 PADDING = (
     "Padding counts in this system (config.model.compat_padding), so the scores of a caption differ a little with the "
@@ -67,7 +68,8 @@ def write(
         model, variables: as `model.apply` takes them; only the arrays that encoding and scoring use are stored.
         vocabulary: None where captions will come as token ids, or the model reads none.
         facts: shapes of what the model reads; images will be padded to as many regions as it names.
-        extractor: name of what makes the features from pixels, where the package has it ("scenes").
+        extractor: name of what makes the features from pictures, where the package has it ("scenes"); a system that
+            reads pixels alone needs none.
         text_models: files that make dense text vectors from sentences, by name of the vector.
         with_onnx: write each function as ONNX too, see :mod:`xmodal_jax.export.onnx`.
 
@@ -82,6 +84,9 @@ def write(
     needed = sorted({name for function in functions.values() for name in function.parameters})
     most = {"r": facts.regions, "w": facts.words}
     graphs = {name: onnx.convert(name, functions, parameters, most) for name in functions} if with_onnx else {}
+    pictured = facts.image.get(pixels.NAME, Feature(())).dtype == "uint8"
+    if pictured and len(facts.image) == 1:
+        extractor = pixels.NAME
     manifest = {
         "format": layout.FORMAT,
         "version": layout.VERSION,
@@ -99,6 +104,7 @@ def write(
         "tokens": facts.vocabulary,
         "vocabulary": vocabulary.sha256 if vocabulary else None,
         "extractor": extractor,
+        "pixels": pixels.transform_of(config).manifest() if pictured else None,
         "functions": {name: _describe(function) for name, function in functions.items()},
         "onnx": {name: {"fixed": fixed} for name, (_, fixed) in graphs.items()},
     }
@@ -137,6 +143,8 @@ def model_card(manifest: Mapping[str, Any], card: Card, parameters: Mapping[str,
     stored = sum(parameters[name].size for name in needed)
     graphs = f"\n| ONNX | {', '.join(f'`{name}.onnx`' for name in manifest['onnx'])} |" if manifest["onnx"] else ""
     given = ", ".join(f"`{name}` {shape}" for name, shape in manifest["features"].items())
+    way = manifest.get("pixels")
+    seen = f", or pictures ({way['kind']}, {way['resize']} to {way['side']} pixels)" if way else ", or pictures"
     text = f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
     if manifest["vocabulary"] or not manifest["tokens"]:
         text = "sentences" if manifest["vocabulary"] or manifest["text_models"] else "dense vectors"
@@ -156,7 +164,7 @@ m = xmodal_jax.load("path/to/this/folder")
 | | |
 |---|---|
 | system | `{manifest["system"]}`, options in `{layout.CONFIG}` |
-| images | {given}{", or pixels" if manifest["extractor"] else ""}{regions} |
+| images | {given}{seen if manifest["extractor"] else ""}{regions} |
 | captions | {text}{f", at most {max(manifest['lengths'])} tokens" if manifest["tokens"] else ""} |
 | parameters | {stored:,} in `{layout.PARAMETERS}` |
 | data | {card.data} |

@@ -12,17 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from xmodal_jax.data.pixels import Reading, transform_in
 from xmodal_jax.errors import CheckpointError, CutWarning, UsageError
 from xmodal_jax.inference import layout, speaking
 from xmodal_jax.inference.functions import Embedding, Functions
-from xmodal_jax.inference.pixels import EXTRACTORS, Extracted, extract
-from xmodal_jax.inference.shapes import batches, check_features, doubled, pad, real_regions
+from xmodal_jax.inference.pixels import Extracted, are_pictures, extract, extractor_of
+from xmodal_jax.inference.shapes import BATCH, batches, check_features, doubled, pad, real_regions
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import UNKNOWN, Vocabulary
 
 AGAIN = "export it again with `xmodal export`, or fetch it again"
 LARGEST = 10_000_000  # of a number in a manifest
 PAIRS = 1 << 14  # scored at a time where items have parts
+DEEP = 32  # pictures that go through a network at a time
 GREEDY = Decoding()
 
 
@@ -68,6 +70,7 @@ class Bundle:
             self.lengths: list[int] = [int(length) for length in self.manifest["lengths"]]
             sizes = [*self.lengths, int(self.manifest["regions"]), int(self.manifest["tokens"])]
             missing = {"system", "text", "text_models", "extractor", "functions", "made_with"} - set(self.manifest)
+            self._extractor = extractor_of(self.manifest) if "extractor" in self.manifest else None
             if missing or not self.lengths or not all(0 <= size <= LARGEST for size in sizes):
                 raise ValueError(f"its sizes are {sizes}" if not missing else f"it lacks {', '.join(missing)}")
 
@@ -79,6 +82,16 @@ class Bundle:
     def system(self) -> str:
         """Name of the model."""
         return self.manifest["system"]
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the bundle has what makes its features from pictures."""
+        return self._extractor is not None
+
+    @property
+    def reading(self) -> Reading | None:
+        """How the bundle reads pictures as raw pixels; None where it reads none."""
+        return Reading(transform_in(self.manifest)) if self.manifest.get("pixels") else None
 
     @property
     def fingerprint(self) -> str:
@@ -246,6 +259,9 @@ class Bundle:
             UsageError: shapes that the model does not take, or pictures where the bundle has no extractor.
             DataError: a picture that cannot be read, or a feature that is not finite.
         """
+        if are_pictures(images) and len(images) > BATCH:  # their features need not fit in memory together
+            parts = [self.embed_images(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         features, mask = self._images(images, mask, names)
         function = self.functions.call("encode_image")
         pieces = [function(*source) for _, source in self._image_batches(features, mask)]
@@ -253,7 +269,7 @@ class Bundle:
 
     def _images(self, images: Any, mask: Any, names: Sequence[str] | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Checked features by name and their mask, of what :meth:`embed_images` takes."""
-        if isinstance(images, str | Path) or (isinstance(images, Sequence) and not _numeric(images)):
+        if isinstance(images, str | Path) or are_pictures(images):
             images, mask, _ = self.extract([images] if isinstance(images, str | Path) else images)
         given = images if isinstance(images, Mapping) else {next(iter(self.features)): images}
         features = check_features({name: np.asarray(value) for name, value in given.items()}, self.features, names)
@@ -286,8 +302,12 @@ class Bundle:
         """(rows, -1 for padding; what the exported functions take of them), a batch at a time."""
         regional = any(len(shape) == 2 for shape in self.features.values())
         width = max(mask.shape[1], self.manifest["regions"]) if regional else 1
-        for rows in batches(np.arange(len(mask))):
-            batch = {name: pad(value[rows].astype(np.float32), width) for name, value in features.items()}
+        deep = any(len(shape) == 3 for shape in self.features.values())  # a network of its own, which needs memory
+        for rows in batches(np.arange(len(mask)), DEEP if deep else BATCH):
+            batch = {
+                name: value[rows] if value.dtype == np.uint8 else pad(value[rows].astype(np.float32), width)
+                for name, value in features.items()
+            }
             yield rows, (batch, pad(mask[rows] & (rows >= 0)[:, None], width))
 
     def extract(self, pictures: Sequence[Any]) -> Extracted:
@@ -297,13 +317,12 @@ class Bundle:
             UsageError: the bundle has no extractor.
             DataError: a picture that cannot be read.
         """
-        name = self.manifest["extractor"]
-        if name not in EXTRACTORS:
+        if self._extractor is None:
             raise UsageError(
                 f"{self.path} reads features ({', '.join(self.features)}) and brings nothing that makes them from "
-                "pixels; give embed_images the arrays."
+                "pictures; give embed_images the arrays."
             )
-        return extract(name, pictures, self.features, self.manifest["regions"])
+        return extract(self._extractor, pictures, self.features, self.manifest["regions"])
 
     # Scoring
 
@@ -379,10 +398,3 @@ def take(embedding: Embedding, rows: Any) -> Embedding:
     if isinstance(embedding, Mapping):
         return {name: leaf[rows] for name, leaf in embedding.items()}
     return embedding[rows]
-
-
-def _numeric(value: Any) -> bool:
-    """Whether a list holds numbers rather than pictures."""
-    while isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value):
-        value = value[0]
-    return isinstance(value, int | float)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data.pixels import Reading
 from xmodal_jax.errors import CheckpointError, UsageError, XmodalError
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import layout
@@ -49,8 +50,8 @@ class Items(NamedTuple):
     regions: int = 1  # the most that an image has
 
 
-def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
-    """A split of a prepared data set.
+def items_of(data: Path, split: str, features: Sequence[str], reading: Reading | None = None) -> Items:
+    """A split of a prepared data set; ``reading`` is how a bundle reads its pictures, where it does.
 
     Raises:
         DataError: no data set, no such split, or damage.
@@ -64,7 +65,7 @@ def items_of(data: Path, split: str, features: Sequence[str]) -> Items:
     known = dataset.manifest["features"]
     most = max((known[name]["regions"][1] for name in features if "regions" in known.get(name, {})), default=1)
     boxes = bool(dataset.manifest.get("boxes")) and any("regions" in known.get(name, {}) for name in features)
-    reader = FeatureReader(records, features, boxes=boxes)
+    reader = FeatureReader(records, features, boxes=boxes, reading=reading)
 
     def read(start: int) -> Iterator[Read]:
         blocks = -(-reader.count // BLOCK)
@@ -340,7 +341,12 @@ def main(args: argparse.Namespace) -> int:
     bundle = load(args.bundle)
     coarse = load(args.coarse) if args.coarse else None
     names = list(dict.fromkeys([*bundle.features, *(coarse.features if coarse else ())]))
-    items = items_of(args.data, args.split, names)
+    readings = {used.reading for used in (bundle, coarse) if used is not None} - {None}
+    if len(readings) > 1:
+        raise UsageError(
+            f"{args.bundle} and {args.coarse} read other pixels of a picture; --coarse takes one that reads the same."
+        )
+    items = items_of(args.data, args.split, names, next(iter(readings), None))
     manifest = build(args.out, bundle, items, coarse=coarse, dtype=args.dtype)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     counts = manifest["counts"]

@@ -1,4 +1,4 @@
-"""From pictures to the features that a bundle reads; the built-in scenes have such an extractor."""
+"""From pictures to the features that a bundle reads; of systems that read raw pixels, and of the built-in scenes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.data import pixels
 from xmodal_jax.data.pictures import read_picture
 from xmodal_jax.inference.shapes import fill
 
@@ -23,6 +24,18 @@ def scenes(picture: np.ndarray) -> dict[str, np.ndarray]:
 EXTRACTORS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {"scenes": scenes}
 
 
+def extractor_of(manifest: Mapping[str, Any]) -> Callable[[Any], dict[str, np.ndarray]] | None:
+    """What makes features of one picture (a file, its bytes, a PIL image, an array) for a bundle of this manifest.
+
+    Its boxes [R, 4] come with them where it has regions. None where the bundle has no such thing.
+    """
+    name = manifest["extractor"]
+    if name == pixels.NAME:
+        transform = pixels.transform_in(manifest)
+        return lambda picture: {pixels.NAME: pixels.read(picture, transform)}
+    return (lambda picture: EXTRACTORS[name](read_picture(picture))) if name in EXTRACTORS else None
+
+
 class Extracted(NamedTuple):
     """Features of B pictures by name, which of R regions are real [B, R], and their boxes [B, R, 4]."""
 
@@ -31,17 +44,36 @@ class Extracted(NamedTuple):
     boxes: np.ndarray
 
 
-def extract(name: str, pictures: Sequence[Any], shapes: Mapping[str, Sequence[Any]], most: int) -> Extracted:
-    """What the extractor ``name`` makes of pictures: the features of these ``shapes``, of at most so many regions."""
-    extracted = [EXTRACTORS[name](read_picture(picture)) for picture in pictures]
+def extract(
+    extractor: Callable[[Any], dict[str, np.ndarray]],
+    pictures: Sequence[Any],
+    shapes: Mapping[str, Sequence[Any]],
+    most: int,
+) -> Extracted:
+    """What an extractor makes of pictures: the features of these ``shapes``, of at most so many regions."""
+    with pixels.open_pool() as pool:
+        extracted = list(pool.map(extractor, pictures))
     regional = {feature for feature, shape in shapes.items() if len(shape) == 2}
     mask = np.zeros((len(extracted), most if regional else 1), bool)
     boxes = np.zeros((len(extracted), mask.shape[1], 4), np.float32)
     for row, item in enumerate(extracted):
-        mask[row, : len(item["boxes"]) if regional else 1] = True
-        boxes[row, : len(item["boxes"])] = item["boxes"][: mask.shape[1]]
+        found = item.get("boxes", boxes[row, :0])
+        mask[row, : len(found) if regional else 1] = True
+        boxes[row, : len(found)] = found[: mask.shape[1]]
     features = {
         feature: np.stack([fill(item[feature], most) if feature in regional else item[feature] for item in extracted])
         for feature in shapes
     }
     return Extracted(features, mask, boxes)
+
+
+def are_pictures(value: Any) -> bool:
+    """Whether what `embed_images` was given is a list of pictures."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and not _numeric(value)
+
+
+def _numeric(value: Any) -> bool:
+    """Whether a list holds numbers rather than pictures."""
+    while isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value):
+        value = value[0]
+    return isinstance(value, int | float)

@@ -40,8 +40,8 @@ def fill(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def pad(array: np.ndarray, width: int) -> np.ndarray:
-    """The second axis of region features and masks padded with zeros."""
-    if array.ndim == 2 and array.dtype != bool:
+    """The second axis of region features and masks padded with zeros; other features have no such axis."""
+    if array.ndim != 3 and array.dtype != bool:
         return array
     out = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
     out[:, : array.shape[1]] = array
@@ -61,9 +61,15 @@ def check_features(
         raise UsageError(f"This model reads {', '.join(shapes)}, not {', '.join(features)}.")
     for name, value in features.items():
         shape = shapes[name]
-        if value.ndim != len(shape) + 1 or value.shape[-1] != shape[-1] or 0 in value.shape[1:]:
+        sizes = zip(value.shape[1:], shape, strict=False)
+        fits = value.ndim == len(shape) + 1 and all(n == size for n, size in sizes if isinstance(size, int))
+        if not fits or 0 in value.shape[1:]:
             want = ", ".join(map(str, ("images", *shape)))
             raise UsageError(f'The feature "{name}" is [{want}], not {list(value.shape)}.')
+        if len(shape) == 3:  # pixels, which a network would take for other ones where they are scaled already
+            if value.dtype != np.uint8:
+                raise UsageError(f'"{name}" is uint8, 0 to 255, not {value.dtype}.')
+            continue
         bad = ~np.isfinite(value.astype(np.float32)).all(axis=tuple(range(1, value.ndim)))
         if bad.any():
             first = int(np.argmax(bad))

@@ -51,7 +51,7 @@ def recall_of(
 
 def embed_split(bundle: Bundle, data: Path, split: str) -> Embedding:
     """All images of a split."""
-    items = items_of(data, split, list(bundle.features))
+    items = items_of(data, split, list(bundle.features), bundle.reading)
     bundle.check_regions(items.regions)
     regional = any(len(shape) == 2 for shape in bundle.features.values())
     parts = []

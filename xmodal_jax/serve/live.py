@@ -18,7 +18,6 @@ from xmodal_jax.errors import DataError, XmodalError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
-from xmodal_jax.inference.pixels import EXTRACTORS
 from xmodal_jax.inference.search import Hit, Searcher
 from xmodal_jax.inference.shapes import SIZES, WORDS
 from xmodal_jax.serve.batcher import BATCH
@@ -35,7 +34,7 @@ class State:
         self.gallery, self.searcher = gallery, searcher
         self.count = len(gallery.images)
         self.system = gallery.bundle.system
-        self.pixels = gallery.bundle.manifest["extractor"] in EXTRACTORS
+        self.pixels = gallery.bundle.takes_pictures
         functions = gallery.bundle.manifest["functions"]
         self.attends = "attention" in functions and gallery.images.boxes is not None
         self.speaks_of_images, self.speaks_of_sentences = "begin_image" in functions, "begin_text" in functions
@@ -82,7 +81,7 @@ class State:
         return answers
 
     def by_picture(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
-        """Ranked captions of new pictures."""
+        """Ranked captions of new pictures, as :meth:`read` gives them."""
         return [
             {
                 "kind": "captions",
@@ -119,8 +118,13 @@ class State:
         return answers
 
     def caption(self, asked: Sequence[Any]) -> list[dict[str, Any]]:
-        """What the system says of new pictures."""
-        return [{"caption": self.gallery.bundle.caption([pixels])[0]} for pixels in asked]
+        """What the system says of new pictures, as :meth:`read` gives them."""
+        bundle = self.gallery.bundle
+        given = [
+            {name: value[None] for name, value in picture.items()} if isinstance(picture, Mapping) else [picture]
+            for picture in asked
+        ]
+        return [{"caption": bundle.caption(picture)[0]} for picture in given]
 
     def paraphrase(self, asked: Sequence[str]) -> list[dict[str, Any]]:
         """Sentences in the system's words."""
@@ -138,16 +142,22 @@ class State:
         if self.speaks_of_images and self.pixels:
             most = bundle.manifest["regions"]
             shapes = {name: [most if n == "regions" else n for n in shape] for name, shape in bundle.features.items()}
-            bundle.caption({name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()})
+            kind = {name: np.uint8 if len(shape) == 3 else np.float32 for name, shape in shapes.items()}
+            bundle.caption({name: np.zeros((1, *shape), kind[name]) for name, shape in shapes.items()})
         if self.speaks_of_sentences:
             longest = max(bundle.lengths)
             widths = {min(WORDS << doubled, longest) for doubled in range(longest.bit_length())}
             for size, width in itertools.product((size for size in SIZES if size <= BATCH), widths):
                 bundle.paraphrase(["a " * (width - 2)] * size)  # and its start and end
 
-    def read(self, body: bytes) -> np.ndarray:
-        """Pixels of an uploaded picture."""
-        return read_picture(body, SIDE)
+    def read(self, body: bytes) -> Any:
+        """What is kept of an uploaded picture until its turn: what the system reads of it, or its pixels made small."""
+        bundle = self.gallery.bundle
+        return (
+            {name: value[0] for name, value in bundle.extract([body])[0].items()}
+            if bundle.reading
+            else (read_picture(body, SIDE))
+        )
 
     def as_png(self, path: Path) -> bytes:
         """A picture of the gallery for a browser that does not show its format."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from xmodal_jax import config as configs
 from xmodal_jax import losses
+from xmodal_jax.data import pixels
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.recurrent import CELLS
 from xmodal_jax.similarity import FOVEAS, MATCH_POOLS, NORMS, POOLS
@@ -52,6 +53,7 @@ def is_rule(rule: Mapping[str, Any]) -> bool:
 COUNT, FROM_0 = at_least(1), at_least(0)
 ABOVE_0 = Check(lambda value: math.isfinite(value) and value > 0, "above 0")
 SHARE = Check(lambda value: 0 <= value < 1, "at least 0 and below 1")
+SQUARE = Check(lambda value: 1 <= value <= pixels.MOST, f"from 1 to {pixels.MOST}")
 FINITE = Check(math.isfinite, "a finite number")
 EPOCHS = Check(lambda value: all(math.isfinite(x) and x > 0 for x in value), "epochs above 0, (15.0,) say")
 
@@ -72,6 +74,15 @@ TABLE = {
     "data.minimum_count": COUNT,
     "data.most_unknown": Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "data.dev_images": FROM_0,
+    "data.pixels.side": SQUARE,
+    "data.pixels.resize": SQUARE,
+    "data.pixels.train": among(*pixels.TRAIN),
+    "data.pixels.eval": among(*pixels.EVAL),
+    "data.pixels.area": Check(lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "(least, most), above 0 and at most 1"),
+    "data.pixels.aspect": Check(
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1] and math.isfinite(v[1]), "(least, most) above 0"
+    ),
+    "data.pixels.policy": among(*pixels.POLICIES),
     "loss.name": among(*losses.LOSSES),
     "loss.margin": FROM_0,
     "loss.hardness": Check(lambda value: 0 <= value <= 1, "from 0 to 1"),

@@ -9,9 +9,11 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from xmodal_jax.data import pixels
 from xmodal_jax.data.records import Dataset
 from xmodal_jax.errors import UsageError
 from xmodal_jax.matcher import Matcher
@@ -77,10 +79,15 @@ def facts_of(dataset: Dataset, inputs: Inputs, config: Config, vocabulary: Vocab
 
     Raises:
         UsageError: a feature that the data set does not have, or more regions than the model takes.
+        DataError: a model that reads pixels, and no pictures.
     """
-    images = {name: _feature(dataset, "features", name) for name in inputs.image}
+    stored = [name for name in inputs.image if name != pixels.NAME or name in dataset.manifest["features"]]
+    images = {
+        name: _feature(dataset, "features", name) if name in stored else pixels.feature_of(dataset, config)
+        for name in inputs.image
+    }
     texts = {name: _feature(dataset, "text_features", name) for name in inputs.text if name != "token"}
-    specs = [dataset.manifest["features"][name] for name in inputs.image]
+    specs = [dataset.manifest["features"][name] for name in stored]
     regions = max((spec["regions"][1] for spec in specs if "regions" in spec), default=1)
     if inputs.most_regions is not None and regions > inputs.most_regions:
         raise UsageError(
@@ -112,10 +119,15 @@ def _feature(dataset: Dataset, kind: str, name: str) -> Feature:
     return Feature((None, spec["shape"][-1]) if "regions" in spec else (spec["shape"][-1],), spec["dtype"])
 
 
+def dtype_of(feature: Feature) -> Any:
+    """The dtype in which a model is traced: pixels as they are, all else in float32."""
+    return np.uint8 if feature.dtype == "uint8" else np.float32
+
+
 def example_batch(inputs: Inputs, facts: Facts, *, images: int = 1, words: int = 8) -> Batch:
     """A batch of zeros of the right shapes to initialise, trace and export from, one caption an image."""
     features = {
-        name: np.zeros([images, *(facts.regions if size is None else size for size in feature.shape)], np.float32)
+        name: np.zeros([images, *(facts.regions if n is None else n for n in feature.shape)], dtype_of(feature))
         for name, feature in facts.image.items()
     }
     mask = np.ones((images, facts.regions if any(None in f.shape for f in facts.image.values()) else 1), bool)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from xmodal_jax import config as configs
 from xmodal_jax import losses
+from xmodal_jax.data import pixels
 from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
 from xmodal_jax.data.records import Dataset, Split, open_dataset
@@ -95,7 +96,8 @@ def setup(config: Config, workdir: Path) -> Parts:
 
     train = dataset.split("train")
     captions = make_captions(train, inputs, vocabulary, config)
-    stages = make_stages(config, FeatureReader(train, inputs.image), captions, inputs)
+    reading = [pixels.reading_of(config, inputs.image, train=train) for train in (True, False)]
+    stages = make_stages(config, FeatureReader(train, inputs.image, reading=reading[0]), captions, inputs)
     runner = make_runner(config.parallel, [stage.config.data.batch_size for stage in stages])
     objectives = [make_objective(stage.config, stage.pipeline.steps_per_epoch) for stage in stages]
     try:
@@ -108,7 +110,7 @@ def setup(config: Config, workdir: Path) -> Parts:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UsageError(f'The model "{config.model.name}" cannot be built ({reason}); see config.model.') from error
 
-    dev = FeatureReader(dataset.split("dev"), inputs.image, limit=config.data.dev_images)
+    dev = FeatureReader(dataset.split("dev"), inputs.image, limit=config.data.dev_images, reading=reading[1])
     dev_captions = make_captions(dev.split, inputs, vocabulary, config, dev.count)
     for stage in stages:
         stage_optimiser(stage, initial.params)

@@ -79,7 +79,7 @@ def of_bundle(args: argparse.Namespace, decoding: Decoding) -> tuple[list[str], 
     if args.split:
         if args.data is None:
             raise UsageError("--bundle with --split needs --data, the set that has it.")
-        items = items_of(args.data, args.split, list(bundle.features))
+        items = items_of(args.data, args.split, list(bundle.features), bundle.reading)
         sentences = []
         for features, mask, _ in items.read(0):
             sentences += bundle.caption(features, mask, decoding=decoding, seed=args.seed)

@@ -66,7 +66,9 @@ def make_gallery(run: Run, root: Path) -> None:
         shutil.rmtree(root / name, ignore_errors=True)
     export.export_run(run, run.checkpoints.best(), root / "bundle")
     bundle = load(root / "bundle")
-    index.build(root / "gallery", bundle, index.items_of(run.dataset.directory, "test", list(bundle.features)))
+    index.build(
+        root / "gallery", bundle, index.items_of(run.dataset.directory, "test", list(bundle.features), bundle.reading)
+    )
 
 
 def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:

@@ -39,7 +39,7 @@ def _image_of(gallery: Gallery, name: str) -> int | str:
         return row
     if not Path(name).is_file():
         raise DataError(f'"{name}" is neither an image of {gallery.path} nor a file; give an id or a picture.')
-    if gallery.bundle.manifest["extractor"] is None:
+    if not gallery.bundle.takes_pictures:
         raise UsageError(
             f"The bundle in {gallery.path} reads features ({', '.join(gallery.bundle.features)}) and cannot make them "
             "from a picture; name an image of the gallery by its id."
