@@ -27,6 +27,8 @@ def get_config(arg: str | None = None) -> Config:
             "embed_dim": 1024,
             "word_dim": 300,
             "feature": "region" if data == "scenes" else "global",
+            "network": "",
+            "cnn_mode": "eval",
             "text": "gru",
             "bidirectional": False,
             "measure": "dot",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from xmodal_jax import cli
 from xmodal_jax.data import records, writer
@@ -21,8 +22,9 @@ def child_environment(devices: int = 1) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])}
 
 
-def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), features=8, seed=0):
-    """Every image has 4 hidden words; its features are their noisy vectors, its captions name them in any order."""
+def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), features=8, seed=0, pictures=False):
+    """Every image has 4 hidden words; its features are their noisy vectors, its captions name them in any order; its
+    picture, on demand, shows each as a stripe of the word's colour."""
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(len(WORDS), features))
 
@@ -37,7 +39,12 @@ def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), feat
             glob = vectors[hidden].mean(0) + 0.05 * random.normal(size=features)
             boxes = np.sort(random.random((r, 2, 2)), axis=1).reshape(r, 4).astype(np.float32)
             arrays = {"region": region.astype(np.float16), "global": glob.astype(np.float32)}
-            yield records.Item(f"{split}-{i}", texts, arrays, boxes, (10, 20))
+            picture = None
+            if pictures:
+                colours = np.random.default_rng(1).integers(0, 256, (len(WORDS), 3), np.uint8)
+                picture = folder.with_name(f"{folder.name}-{split}-{i}.png")
+                Image.fromarray(np.repeat(np.tile(colours[hidden], (10, 1, 1)), 5, axis=1)).save(picture)
+            yield records.Item(f"{split}-{i}", texts, arrays, boxes, (10, 20), picture)
 
     splits = {"train": items("train", train), "dev": items("dev", other), "test": items("test", other)}
     writer.write(folder, splits, name="planted", source={"kind": "planted", "seed": seed})

@@ -40,7 +40,7 @@ def specs() -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6)
+    folder = planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6, pictures=True)
     assert cli.run(["data", "text-features", "tfidf", str(folder)]) == 0
     return folder
 

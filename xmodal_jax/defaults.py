@@ -99,7 +99,8 @@ MEANINGS = {
     "optim.clip_value": "most absolute value of each entry of a gradient; 0 for off",
     "optim.rules": "factors of rate and decay by parameter: the first whose `match` fits its whole name; 0 freezes",
     "init.workdir": "a run whose best parameters this one starts from, or a bundle",
-    "init.skip": "patterns of parameters that are left at their initial values then",
+    "init.skip": "patterns of parameters and running statistics that are left at their initial values then",
+    "init.backbone": 'weights of the image network: a file, "package" for its Python package, or "random"',
     "init.vocabulary": "take the words of that run or bundle, not those of the captions",
     "eval.every_epochs": "epochs between evaluations on dev, each of which saves",
     "eval.every_steps": "steps between them, in place of `every_epochs` where positive",
@@ -182,7 +183,7 @@ def base(data: str) -> Config:
         }
     )
     config.stages = ()
-    config.init = ConfigDict({"workdir": "", "skip": (), "vocabulary": False})
+    config.init = ConfigDict({"workdir": "", "skip": (), "vocabulary": False, "backbone": ""})
     config.eval = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 256})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})
     config.log = ConfigDict({"every_steps": 20, "tensorboard": True, "tracker": ""})

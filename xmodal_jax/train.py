@@ -21,7 +21,7 @@ from xmodal_jax.training import folder, processes, setup
 from xmodal_jax.training.log import CollapseDetector, Log
 from xmodal_jax.training.optim import live_leaves
 from xmodal_jax.training.parallel import local
-from xmodal_jax.training.step import Initial, TrainState, make_state, train_step
+from xmodal_jax.training.step import TrainState, make_state, train_step
 
 
 class Trainer:
@@ -54,10 +54,9 @@ class Trainer:
         """The newest good checkpoint, or the initial state with its warm start."""
         step = self.checkpoints.latest_good()
         stage = self.stage_of(step or 0)
-        params = self.initial.params
+        initial = self.initial
         if step is None and self.parts.resumed:
-            params = setup.start_values(self.config, self.parts.model, self.parts.vocabulary, params)
-        initial = Initial(params, self.initial.model_state)
+            initial = setup.start_values(self.config, self.parts.model, self.parts.vocabulary, initial)
         state = make_state(initial, self.optimiser(stage), self.config.seed, self.config.ema)
         if step is None:
             return state

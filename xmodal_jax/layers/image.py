@@ -1,11 +1,16 @@
-"""Image encoders on precomputed features."""
+"""Image encoders on precomputed features, and what makes features of raw pixels."""
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.layers.backbones import Backbone
 from xmodal_jax.similarity import AnyArray
+from xmodal_jax.types import Images
+
+PIXELS = "pixels"  # the feature that is raw pixels
 
 
 def mean_pool(region: Float[AnyArray, "b r f"], mask: Bool[AnyArray, "b r"]) -> Float[Array, "b f"]:
@@ -24,3 +29,30 @@ def survivors(draw: Float[AnyArray, "n t"], mask: Bool[AnyArray, "n t"], rate: f
     """The real fragments whose draw reaches ``rate``, or the one with the largest draw: no item loses its last."""
     best = jnp.max(jnp.where(mask, draw, -1.0), axis=1, keepdims=True)
     return jnp.asarray(mask) & ((draw >= rate) | (draw == best))
+
+
+class ImageVector(nn.Module):
+    """A vector [B, F] of every image: its global feature, the mean of its regions, or what an image network sees in it.
+
+    Attributes:
+        feature: name of the image feature; of "pixels" the vector is the mean of the network's last map.
+        network: name in :data:`xmodal_jax.layers.backbones.BACKBONES`, for pixels. Its parameters lie under "backbone".
+        mode: of the network, see :class:`xmodal_jax.layers.backbones.Backbone`.
+        dtype: of the network's products.
+    """
+
+    feature: str
+    network: str = ""
+    mode: str = "eval"
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        if self.feature == PIXELS:
+            self.backbone = Backbone(self.network, self.mode, self.dtype)
+
+    def __call__(self, image: Images, *, train: bool) -> Float[Array, "b f"]:
+        feature = image.feature[self.feature]
+        if self.feature == PIXELS:
+            return jnp.mean(self.backbone(feature, train=train), axis=(1, 2))
+        feature = jnp.asarray(feature, jnp.float32)
+        return mean_pool(feature, image.mask) if feature.ndim == 3 else feature

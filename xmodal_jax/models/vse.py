@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.dense import xavier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import PIXELS, ImageVector
 from xmodal_jax.layers.scale import Scale
 from xmodal_jax.layers.text import BagOfWords, GRUText
 from xmodal_jax.matcher import Matcher
@@ -29,7 +29,11 @@ class Model(Matcher):
         vocabulary: V, the number of tokens.
         embed_dim: D.
         word_dim: size of a word vector.
-        feature: which image feature is used; regions [B, R, F] are mean-pooled first.
+        feature: which image feature is used; regions [B, R, F] are mean-pooled first. Of "pixels" the feature is what
+            ``network`` sees, scaled to unit length as in VSE++'s released code.
+        network: name of an image network of :mod:`xmodal_jax.layers.backbones`, for pixels.
+        cnn_mode: "eval" keeps the network's running statistics and leaves its dropout out while it is trained, which
+            is what VSE++'s figures rest on; "train" uses those of the batch.
         text: "gru" or "bow", the sentence encoder.
         bidirectional: average the final states of a forward and a backward GRU.
         measure: a function of :mod:`xmodal_jax.similarity`: "dot", "cosine", "order" or "order_root".
@@ -44,6 +48,8 @@ class Model(Matcher):
     embed_dim: int = 1024
     word_dim: int = 300
     feature: str = "global"
+    network: str = ""
+    cnn_mode: str = "eval"
     text: str = "gru"
     bidirectional: bool = False
     measure: str = "dot"
@@ -69,13 +75,15 @@ class Model(Matcher):
             "bow": lambda *sizes: BagOfWords(*sizes, dtype=dtype),
         }
         self.text_encoder = encoders[self.text](self.vocabulary, self.word_dim, self.embed_dim)
+        self.image_vector = ImageVector(self.feature, self.network, self.cnn_mode, str(dtype))
         self.image_encoder = xavier(self.embed_dim, dtype)
         self.similarity = getattr(similarity, self.measure)
         self.scaled = Scale(self.scale, self.bias)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
+        pooled = self.image_vector(image, train=train)
+        if self.feature == PIXELS:
+            pooled = similarity.l2_normalise(pooled)
         embedding = self.image_encoder(pooled).astype(jnp.float32)
         if self.normalise_train if train else self.normalise_test:
             embedding = similarity.l2_normalise(embedding)

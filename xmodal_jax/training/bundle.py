@@ -45,8 +45,8 @@ def read_words(folder: Path) -> Vocabulary | None:
     return Vocabulary.load(folder / VOCABULARY) if VOCABULARY in _manifest(folder)["files"] else None
 
 
-def read_parameters(folder: Path) -> dict[str, Any]:
-    """The parameters of a bundle by name: those that encoding and scoring use.
+def read_parameters(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and running statistics of a bundle by name: those that encoding and scoring use.
 
     Raises:
         CheckpointError: the bundle is damaged.
@@ -61,4 +61,5 @@ def read_parameters(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / PARAMETERS} cannot be read ({error}); export it again with `xmodal export`."
         ) from None
-    return {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
+    params = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
+    return params, {name: array for name, array in arrays.items() if not name.startswith(PREFIX)}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from xmodal_jax import config as configs
@@ -20,6 +21,7 @@ from xmodal_jax.data.order import Sampler
 from xmodal_jax.data.pipeline import Captions, FeatureReader, TrainPipeline
 from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError
+from xmodal_jax.layers.backbones import weights
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
@@ -27,7 +29,7 @@ from xmodal_jax.text import unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training import bundle, checks, folder, processes, schedules, trackers
-from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training.checkpoint import Checkpoints, flat, warm_start
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.optim import make_optimiser, path_name
@@ -117,7 +119,7 @@ def setup(config: Config, workdir: Path) -> Parts:
     resumed = folder.begun(workdir)
     tell_captions(config, {"train": captions, "dev": dev_captions}, vocabulary, refuse=not resumed)
     if not resumed:
-        initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
+        initial = start_values(config, model, vocabulary, initial)
 
     for split in (train, dev.split):
         split.check_files()
@@ -248,19 +250,21 @@ def stage_optimiser(stage: Stage, params: Any) -> Any:
 # Initial values
 
 
-def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, params: Any) -> Any:
-    """``params`` with word vectors and the parameters of another run, where the config asks for them.
+def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, initial: Initial) -> Initial:
+    """``initial`` with word vectors, weights of an image network and what another run learned, where the config asks
+    for them. Running statistics of another run come along as far as it has them.
 
     Raises:
-        UsageError: a system without words.
+        UsageError: a system without words or image network, or an image network without weights.
         DataError: word vectors that are missing or do not fit.
-        CheckpointError: the other run or bundle is missing, damaged, or does not fit.
+        CheckpointError: the other run or bundle, or a file of weights, is missing, damaged, or does not fit.
     """
     if config.data.word_vectors:
-        params = with_word_vectors(params, config.data.word_vectors, vocabulary, model.word_tables)
-    source = config.init.workdir
+        params = with_word_vectors(initial.params, config.data.word_vectors, vocabulary, model.word_tables)
+        initial = initial._replace(params=params)
+    initial, source = with_backbone(initial, config), config.init.workdir
     if not source:
-        return params
+        return initial
     other = Path(source)
     theirs = folder.words_of(other)
     if theirs and vocabulary and theirs.words != vocabulary.words and not config.init.skip:
@@ -270,12 +274,44 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
             "name the embedding in --config.init.skip to leave it at its initial value."
         )
     if bundle.is_bundle(other):
-        values: Any = bundle.read_parameters(other)
+        values, statistics = bundle.read_parameters(other)
     else:
         checkpoints = Checkpoints(other, read_only=True)
         tree = checkpoints.restore_model(checkpoints.best())
-        values = tree["ema"] if configs.read(other).ema else tree["params"]
-    return warm_start(params, values, skip=config.init.skip, where=source)
+        values, statistics = tree["ema"] if configs.read(other).ema else tree["params"], flat(tree["model_state"])
+    params = warm_start(initial.params, values, skip=config.init.skip, where=source)
+    absent = [re.escape(name) for name in flat(initial.model_state) if name not in statistics]
+    state = warm_start(initial.model_state, statistics, skip=[*config.init.skip, *absent], where=source)
+    return Initial(params, state)
+
+
+def with_backbone(initial: Initial, config: Config) -> Initial:
+    """``initial`` with the weights ``config.init.backbone`` in its image network, if it has one.
+
+    Raises:
+        UsageError: weights for a system without such a network, or none for one that has it and starts from no run.
+        CheckpointError: weights that are missing, damaged, or of another network.
+    """
+    source, network = config.init.backbone, config.model.get("network", "")
+    params, state = (flatten_dict(dict(tree)) for tree in initial)
+    here = {path[: path.index("backbone") + 1] for path in params if "backbone" in path}
+    if not here and source:
+        raise UsageError("This system has no image network, so --config.init.backbone has nothing to fill.")
+    if not here or source == "random":
+        return initial
+    if not source:
+        if config.init.workdir:
+            return initial
+        raise UsageError(
+            f"The image network {network} has no weights to start from: name a file with --config.init.backbone=FILE, "
+            'or "package" for those of its Python package, or "random" to train it from nothing.'
+        )
+    loaded = weights.load(network, source)
+    for place in here:
+        params |= {place + path: value for path, value in flatten_dict(loaded["params"]).items()}
+        state |= {("batch_stats", *place, *path): v for path, v in flatten_dict(loaded["batch_stats"]).items()}
+    print(f"weights of {network} from {source}")
+    return jax.tree.map(jax.numpy.asarray, Initial(unflatten_dict(params), unflatten_dict(state)))
 
 
 def with_word_vectors(params: Any, source: str, vocabulary: Vocabulary | None, tables: str) -> Any:
