@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -374,3 +376,23 @@ def test_an_ending_that_lies_and_an_animation_are_read_all_the_same(tmp_path):
     first, second = Image.new("RGB", (40, 30), (0, 0, 255)), Image.new("RGB", (40, 30), (255, 0, 0))
     first.save(tmp_path / "moving.gif", save_all=True, append_images=[second])
     assert (read(tmp_path / "moving.gif", CENTRE) == (0, 0, 255)).all()
+
+
+def test_a_program_may_end_while_pictures_are_read_ahead(folder):
+    program = """
+import sys
+import numpy as np
+from xmodal_jax.data.pipeline import FeatureReader
+from xmodal_jax.data.pixels import Reading, Transform
+from xmodal_jax.data.records import open_dataset
+
+def first(split):
+    reading = Reading(Transform("centre", 24, 28))
+    stream = FeatureReader(split, ["pixels"], reading=reading).stream(0, 10**9, lambda _: np.arange(24))
+    return next(stream)["pixels"]
+
+print(first(open_dataset(sys.argv[1]).split("train")).shape)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "(24, 24, 24, 3)\n"), ended.stderr
+    assert "Traceback" not in ended.stderr
