@@ -1,7 +1,11 @@
-"""A prepared set of small pictures without features, imported from a folder and a table of captions; a model of pixels."""
+"""A prepared set of small pictures without features, imported with a table of captions; a model of pixels."""
+
+from pathlib import Path
 
 import numpy as np
 from importing import run
+
+from xmodal_jax.data.records import open_dataset
 
 GROUNDS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 210), "grey": (128, 128, 128)}
 SHAPES = ("left", "right", "top", "bottom")
@@ -39,7 +43,7 @@ class Model(Matcher):
         x = x.astype(jnp.float32) / 127.5 - 1.0
         for layer in self.convolve:
             x = nn.relu(layer(x))
-        return l2_normalise(self.project(x.reshape(len(x), -1))), None
+        return l2_normalise(self.project(x.reshape(x.shape[0], -1))), None
 
     def encode_text(self, text, *, train):
         return l2_normalise(mean_pool(self.embed(text.token), text.mask)), None
@@ -90,3 +94,8 @@ def photographs(folder, *, train=24, other=16):
         row += 16 * count
     (folder / "captions.csv").write_text("\n".join(lines) + "\n")
     return run("csv", folder / "captions.csv", folder, images=str(pictures)).directory
+
+
+def files(folder, split) -> list[Path]:
+    """The pictures of a split by row, all of which has one."""
+    return [path for path in open_dataset(folder).split(split).pictures if path is not None]

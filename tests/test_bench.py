@@ -98,3 +98,15 @@ def test_ranks_equal_their_loop(small):
 
 def test_gemm_rate_is_positive(small):
     assert measure.gemm_rate() > 0
+
+
+def test_pictures_a_second_are_measured_beside_a_loop(monkeypatch, capsys):
+    pytest.importorskip("PIL", reason="pillow (extra image) is not installed")
+    from xmodal_jax.bench import pixels
+
+    for name, value in {"SIZES": ((40, 30),), "SIDES": (8,), "BATCH": 2, "RENDERED": 3}.items():
+        monkeypatch.setattr(pixels, name, value)
+    assert cli.run(["bench", "pixels", "--seconds", "0.05"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("name pixels_40x30_8  images_per_s")
+    assert "loop_images_per_s" in out

@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -20,7 +22,7 @@ from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.text.vocabulary import Vocabulary
 
 Image = pytest.importorskip("PIL.Image", reason="pillow (extra image) is not installed")
-from photographs import photographs  # noqa: E402
+from photographs import files, photographs  # noqa: E402
 
 CENTRE, SQUASH = Transform("centre", 24, 28), Transform("squash", 24, 28)
 RANDOM = Transform("random", 24, 28, flip=True)
@@ -207,7 +209,8 @@ def test_the_transforms_of_a_config():
         config_of("--config.data.pixels.policy=skip", "--config.seed=5"), ["pixels"], train=True
     )
     assert reading is not None and reading[1:] == (5, "skip")
-    assert pixels.reading_of(config_of("--config.data.pixels.policy=skip"), ["pixels"]).policy == "refuse"
+    reading = pixels.reading_of(config_of("--config.data.pixels.policy=skip"), ["pixels"])
+    assert reading is not None and reading.policy == "refuse"
     assert pixels.reading_of(config, ["region"]) is None
 
 
@@ -279,7 +282,7 @@ def test_a_short_batch_is_padded_with_black_and_evaluation_sees_each_picture_onc
 
 def damage(folder, row, body):
     """Write a picture of train anew under its old length, so that only decoding tells."""
-    path = open_dataset(folder).split("train").pictures[row]
+    path = files(folder, "train")[row]
     length = path.stat().st_size
     path.write_bytes((body + b"\0" * length)[:length])
     return path
@@ -310,7 +313,7 @@ def test_a_bad_picture_is_refused_by_file_and_row(copy, kind):
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_a_bad_picture_is_skipped_with_its_captions_and_named_once(copy, kind, hosts, capsys):
     whole = list(pipeline(copy).batches(0, 12))
-    path = open_dataset(copy).split("train").pictures[5]
+    path = files(copy, "train")[5]
     if kind == "missing":
         path.unlink()
     elif kind == "cut":
@@ -342,7 +345,7 @@ def test_a_bad_picture_is_skipped_with_its_captions_and_named_once(copy, kind, h
         assert not mask[gone[before.text.row]].any()
     told = capsys.readouterr().err
     assert told.count("skipped: ") == hosts and "row 5" in told and "train05.webp" in told
-    assert all(list(line.reader.pictures.skipped) == [5] for line in lines if line.reader.pictures.skipped)
+    assert all(list(line.reader.skipped) == [5] for line in lines if line.reader.skipped)
 
 
 def test_a_batch_without_any_picture_ends_the_training(copy):
@@ -354,9 +357,9 @@ def test_a_batch_without_any_picture_ends_the_training(copy):
 
 def test_files_that_are_not_those_of_the_manifest_are_found_before_the_first_step(copy):
     split = open_dataset(copy).split("train")
-    with split.pictures[3].open("ab") as file:
+    with files(copy, "train")[3].open("ab") as file:
         file.write(b"more")
-    split.pictures[7].unlink()
+    files(copy, "train")[7].unlink()
     with pytest.raises(DataError, match=r'2 of 24 pictures of split "train" are missing or not.*train03.png'):
         PictureReader(split, Reading(CENTRE))
     assert sorted(PictureReader(split, Reading(CENTRE, 0, "skip")).skipped) == [3, 7]
@@ -373,3 +376,23 @@ def test_an_ending_that_lies_and_an_animation_are_read_all_the_same(tmp_path):
     first, second = Image.new("RGB", (40, 30), (0, 0, 255)), Image.new("RGB", (40, 30), (255, 0, 0))
     first.save(tmp_path / "moving.gif", save_all=True, append_images=[second])
     assert (read(tmp_path / "moving.gif", CENTRE) == (0, 0, 255)).all()
+
+
+def test_a_program_may_end_while_pictures_are_read_ahead(folder):
+    program = """
+import sys
+import numpy as np
+from xmodal_jax.data.pipeline import FeatureReader
+from xmodal_jax.data.pixels import Reading, Transform
+from xmodal_jax.data.records import open_dataset
+
+def first(split):
+    reading = Reading(Transform("centre", 24, 28))
+    stream = FeatureReader(split, ["pixels"], reading=reading).stream(0, 10**9, lambda _: np.arange(24))
+    return next(stream)["pixels"]
+
+print(first(open_dataset(sys.argv[1]).split("train")).shape)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "(24, 24, 24, 3)\n"), ended.stderr
+    assert "Traceback" not in ended.stderr

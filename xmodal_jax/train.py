@@ -166,6 +166,8 @@ class Trainer:
         collapse.see(step, metrics)
         if step % self.config.log.every_steps == 0:
             extra = {"lr": self.rate(stage, step), "waited_s": stage.pipeline.waited, "epoch": stage.epoch(step)}
+            if skipped := stage.pipeline.reader.skipped:
+                extra["skipped"] = len(skipped)
             log.write(step, {**metrics, **extra})
 
     def rate(self, stage: setup.Stage, step: int) -> float:
@@ -217,6 +219,9 @@ def train(args: argparse.Namespace) -> int:
         code = trainer.run()
     finally:
         parts.close()
+    skipped = len(parts.stages[0].pipeline.reader.skipped)
+    if skipped:
+        print(f"{skipped:,} picture{'s' * (skipped > 1)} of the training {'were' if skipped > 1 else 'was'} skipped")
     if code == 0 and processes.first():
         best = trainer.checkpoints.best()
         chosen = trainer.checkpoints.reached(best)

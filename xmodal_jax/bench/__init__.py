@@ -141,6 +141,11 @@ def main(args: argparse.Namespace) -> int:
 
         rows = [bench_pipeline(args.images, args.seconds)]
         print("\n".join("  ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
+    elif args.what == "pixels":
+        from xmodal_jax.bench.pixels import bench_pixels
+
+        rows = bench_pixels(args.seconds, args.data)
+        print("\n".join("  ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
     else:
         rows = run(args.what, args.only)
         print("\n".join(to_lines(rows)))

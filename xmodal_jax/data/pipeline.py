@@ -149,6 +149,11 @@ class FeatureReader:
         self.pictures = PictureReader(split, reading, self.count) if pictured and reading is not None else None
         self._readers: list[Any] | None = None
 
+    @property
+    def skipped(self) -> Mapping[int, str]:
+        """Why pictures were left out, by row."""
+        return self.pictures.skipped if self.pictures else {}
+
     def _open(self) -> None:
         from array_record.python.array_record_module import ArrayRecordReader
 

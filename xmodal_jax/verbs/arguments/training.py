@@ -183,19 +183,32 @@ def add_bench(verbs) -> None:
         "what",
         nargs="?",
         default="all",
-        choices=["all", "kernels", "step", "eval", "batch", "scaling", "pipeline", "search", "rerank", "load"],
+        choices=[
+            "all",
+            "kernels",
+            "step",
+            "eval",
+            "batch",
+            "scaling",
+            "pipeline",
+            "pixels",
+            "search",
+            "rerank",
+            "load",
+        ],
         help="kernels: scores and losses; step: a training step; eval: scores and ranks of a test set; batch: the "
         "largest batch in 4 GiB; all (default): these four; scaling: against batch and gallery size; pipeline: MB/s of "
-        "36 x 2048 float16 regions from disk; search: 10 of 100,000 vectors; rerank: coarse search and re-ranking "
-        "of a bundle against scoring all; load: the service on 100,000 images",
+        "36 x 2048 float16 regions from disk; pixels: pictures a second from files to crops; search: 10 of 100,000 "
+        "vectors; rerank: coarse search and re-ranking of a bundle against scoring all; load: the service on 100,000 "
+        "images",
     )
     parser.add_argument("--only", metavar="NAMES", help="rows to measure, separated by commas")
     parser.add_argument("--plot", type=Path, help="scaling: draw the rows to this picture")
     parser.add_argument("--bundle", type=Path, help="rerank: what `xmodal export` wrote")
-    parser.add_argument("--data", type=Path, help="rerank: a data set, whose test images are searched for")
+    parser.add_argument("--data", type=Path, help="rerank, pixels: a prepared data set")
     parser.add_argument("--items", type=int, default=100_000, help="rerank: images, those that are made up included")
     parser.add_argument("--images", type=int, default=1500, help="pipeline: records in the temporary set, 147 kB each")
-    parser.add_argument("--seconds", type=float, default=10.0, help="pipeline, load: how long each")
+    parser.add_argument("--seconds", type=float, default=10.0, help="pipeline, pixels, load: how long each")
     parser.add_argument("--json", type=Path, help="also write the rows here")
 
 
