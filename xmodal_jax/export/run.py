@@ -22,11 +22,12 @@ import numpy as np
 from xmodal_jax import __version__
 from xmodal_jax import config as configs
 from xmodal_jax.data import pixels
-from xmodal_jax.data.records import text_file
+from xmodal_jax.data.records import BACKBONE, text_file
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.export import onnx
 from xmodal_jax.export.functions import Function, export_model
 from xmodal_jax.inference import layout
+from xmodal_jax.inference.pixels import NETWORK
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training.checkpoint import flat
@@ -58,6 +59,8 @@ def write(
     facts: Facts,
     card: Card,
     extractor: str | None = None,
+    network: Path | None = None,
+    recipe: Mapping[str, Any] | None = None,
     text_models: Mapping[str, Path] = MappingProxyType({}),
     with_onnx: bool = False,
 ) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def write(
         facts: shapes of what the model reads; images will be padded to as many regions as it names.
         extractor: name of what makes the features from pictures, where the package has it ("scenes"); a system that
             reads pixels alone needs none.
+        network, recipe: parameters of the image network that made the features from pictures, and how it did.
         text_models: files that make dense text vectors from sentences, by name of the vector.
         with_onnx: write each function as ONNX too, see :mod:`xmodal_jax.export.onnx`.
 
@@ -87,6 +91,8 @@ def write(
     pictured = facts.image.get(pixels.NAME, Feature(())).dtype == "uint8"
     if pictured and len(facts.image) == 1:
         extractor = pixels.NAME
+    elif recipe:
+        extractor = NETWORK
     manifest = {
         "format": layout.FORMAT,
         "version": layout.VERSION,
@@ -104,6 +110,7 @@ def write(
         "tokens": facts.vocabulary,
         "vocabulary": vocabulary.sha256 if vocabulary else None,
         "extractor": extractor,
+        "backbone": recipe,
         "pixels": pixels.transform_of(config).manifest() if pictured else None,
         "functions": {name: _describe(function) for name, function in functions.items()},
         "onnx": {name: {"fixed": fixed} for name, (_, fixed) in graphs.items()},
@@ -114,6 +121,8 @@ def write(
             vocabulary.save(folder / layout.VOCABULARY)
         tensors = {name: np.asarray(parameters[name], order="C") for name in needed}
         (folder / layout.PARAMETERS).write_bytes(save(tensors))
+        if network:
+            shutil.copyfile(network, folder / BACKBONE)
         for name, path in text_models.items():
             shutil.copyfile(path, folder / layout.text_model(name))
         for name, function in functions.items():
@@ -145,6 +154,8 @@ def model_card(manifest: Mapping[str, Any], card: Card, parameters: Mapping[str,
     given = ", ".join(f"`{name}` {shape}" for name, shape in manifest["features"].items())
     way = manifest.get("pixels")
     seen = f", or pictures ({way['kind']}, {way['resize']} to {way['side']} pixels)" if way else ", or pictures"
+    if manifest.get("backbone"):
+        seen = f", or pictures, of which {manifest['backbone']['network']} makes them"
     text = f"token ids below {manifest['tokens']:,} (it has no vocabulary)"
     if manifest["vocabulary"] or not manifest["tokens"]:
         text = "sentences" if manifest["vocabulary"] or manifest["text_models"] else "dense vectors"
@@ -228,6 +239,8 @@ def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> di
         commit(),
         recall_of(run, step),
     )
+    recipe = manifest.get("extractor")
+    made = bool(recipe) and set(run.facts.image) <= set(recipe["features"])  # not attached from elsewhere
     return write(
         out,
         config=run.config,
@@ -237,6 +250,8 @@ def export_run(run: Run, step: int, out: Path, *, with_onnx: bool = False) -> di
         facts=run.facts,
         card=card,
         extractor="scenes" if "scenes" in manifest["source"] else None,
+        network=run.dataset.directory / BACKBONE if made else None,
+        recipe=recipe if made else None,
         text_models={name: run.dataset.directory / text_file(name) for name in run.facts.text},
         with_onnx=with_onnx,
     )

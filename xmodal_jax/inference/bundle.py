@@ -70,7 +70,7 @@ class Bundle:
             self.lengths: list[int] = [int(length) for length in self.manifest["lengths"]]
             sizes = [*self.lengths, int(self.manifest["regions"]), int(self.manifest["tokens"])]
             missing = {"system", "text", "text_models", "extractor", "functions", "made_with"} - set(self.manifest)
-            self._extractor = extractor_of(self.manifest) if "extractor" in self.manifest else None
+            self._extractor = extractor_of(path, self.manifest) if "extractor" in self.manifest else None
             if missing or not self.lengths or not all(0 <= size <= LARGEST for size in sizes):
                 raise ValueError(f"its sizes are {sizes}" if not missing else f"it lacks {', '.join(missing)}")
 

@@ -5,6 +5,7 @@
       config.json              the resolved config
       vocabulary.json          left out where captions come as token ids, or no tokens are read
       text.NAME.npz            makes dense text vectors from sentences, where the system reads such
+      backbone.safetensors     the image network that makes features of pictures, where the data were made by one
       parameters.safetensors   what encoding and scoring use, by name
       encode_image.stablehlo   `jax.export` of each function; also encode_text, score; attention, where there is any;
                                begin_image, begin_text and word of a system that speaks
