@@ -1,4 +1,4 @@
-"""VSE++ and VSE0 from pixels: "rc" trains on random crops before a frozen image network, "ft" then fine-tunes the network.
+"""VSE++ and VSE0 from pixels: "rc" trains on random crops before a frozen image network, "ft" then fine-tunes it.
 
     xmodal train --config vse_pixels.py:ft,f8k --data data/f8k --workdir runs/ft \\
         --config.model.network=lite0 --config.init.backbone=package

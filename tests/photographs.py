@@ -1,4 +1,4 @@
-"""A prepared set of small pictures without features, imported with a table of captions; a model of pixels."""
+"""A prepared set of small pictures without features, imported from a folder and a table; a model that reads pixels."""
 
 from pathlib import Path
 

@@ -25,7 +25,7 @@ def test_it_is_the_grouped_convolution(side, size, stride):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     weight = rng.normal(size=ours.shape).astype(np.float32)
     gradients = [
-        jax.grad(lambda k, x: (f(k, x) * weight).sum(), (0, 1))(kernel, x)
+        jax.grad(lambda k, x, f=f: (f(k, x) * weight).sum(), (0, 1))(kernel, x)
         for f in (lambda k, x: layer.apply({"params": {"kernel": k}}, x), grouped)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)

@@ -1,4 +1,4 @@
-"""Features by an image network: what they are, that a stopped extraction goes on, bad pictures, and bundles that see."""
+"""Features by an image network: what they are, extraction that goes on, bad pictures, bundles that take pictures."""
 
 import json
 import shutil
