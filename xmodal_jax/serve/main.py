@@ -6,9 +6,9 @@ import argparse
 import os
 import signal
 import socket
-from pathlib import Path
 from typing import Any
 
+from xmodal_jax import config as configs
 from xmodal_jax.errors import UsageError, require
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -43,10 +43,17 @@ def main(args: argparse.Namespace) -> int:
     from xmodal_jax.serve.guard import Guard, Metrics
     from xmodal_jax.serve.live import Live, open_state
 
+    path = args.gallery
+    if (path / configs.RECORD).is_file():
+        from xmodal_jax.export import gallery
+
+        path = gallery.of_run(path, args.split)
+    elif args.split:
+        raise UsageError("--split is for a run folder; a gallery is of one split already.")
     token = os.environ.get("XMODAL_TOKEN") or None
     check_address(args.host, args.port, token)
-    print(f"serve: opening {args.gallery} and compiling; the first query is then as fast as the others", flush=True)
-    live = Live(Path(args.gallery), lambda path: open_state(path, args.engine, args.rerank, args.pictures))
+    print(f"serve: opening {path} and compiling; the first query is then as fast as the others", flush=True)
+    live = Live(path, lambda path: open_state(path, args.engine, args.rerank, args.pictures))
     batcher, metrics = Batcher(most=args.queue), Metrics()
     app: Any = make_app(live, batcher, metrics, deadline=args.deadline)
     limits: Any = {"deadline": args.deadline, "most": args.queue + BATCH}

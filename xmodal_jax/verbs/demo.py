@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from xmodal_jax.data import scenes
 from xmodal_jax.errors import require
 from xmodal_jax.evaluate import record
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.export import run as export
-from xmodal_jax.inference import index, load
+from xmodal_jax.export import gallery
 from xmodal_jax.progress import clock
 from xmodal_jax.report import page as report
 from xmodal_jax.train import Trainer
@@ -52,23 +50,12 @@ def main(args: argparse.Namespace) -> int:
     evaluate(run, root, trained, args.seed)
     print(f"4/5 report: {root / 'report.md'}")
     print(f"5/5 bundle and gallery: {root / 'bundle'}, {root / 'gallery'}", flush=True)
-    make_gallery(run, root)
+    gallery.make(run, run.checkpoints.best(), "test", root)
     print(f"done in {clock(time.monotonic() - began)}")
     image = run.dataset.split("test").ids[0]
     print(f"next: xmodal show {workdir}    xmodal attend --workdir {workdir} --image {image} --out attention.png")
     print(f"search it in a page: xmodal serve {root / 'gallery'}, then open http://127.0.0.1:8080/")
     return 0
-
-
-def make_gallery(run: Run, root: Path) -> None:
-    """Export the best step and index the test split with it; what an earlier call made is replaced."""
-    for name in ("bundle", "gallery", "gallery.partial"):
-        shutil.rmtree(root / name, ignore_errors=True)
-    export.export_run(run, run.checkpoints.best(), root / "bundle")
-    bundle = load(root / "bundle")
-    index.build(
-        root / "gallery", bundle, index.items_of(run.dataset.directory, "test", list(bundle.features), bundle.reading)
-    )
 
 
 def evaluate(run: Run, root: Path, seconds: float, seed: int) -> None:

@@ -136,7 +136,8 @@ def add_search(verbs) -> None:
 
 def add_serve(verbs) -> None:
     parser = verb(verbs, "serve", "serve.main:main", "a gallery as a web service with a page", "xmodal serve gallery")
-    parser.add_argument("gallery", type=Path, help="what `xmodal index` wrote")
+    parser.add_argument("gallery", type=Path, help="what `xmodal index` wrote, or a run, whose gallery is made first")
+    parser.add_argument("--split", help="of a run: the split to search; test by default, where there is one")
     parser.add_argument("--host", default="127.0.0.1", help="another address needs a token in XMODAL_TOKEN")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--engine", default="exact", help="exact, faiss or qdrant[:LOCATION]")
