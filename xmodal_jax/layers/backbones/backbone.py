@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.backbones.efficientnet_lite import params as lite_params
@@ -107,7 +107,7 @@ class Backbone(nn.Module):
         self.body = find(self.network).make(dtype=self.dtype)
         nn.share_scope(self, self.body)
 
-    def __call__(self, pixels: UInt8[AnyArray, "b h w 3"], *, train: bool = False) -> Float[Array, "b i j f"]:
+    def __call__(self, pixels: Shaped[AnyArray, "b h w 3"], *, train: bool = False) -> Float[Array, "b i j f"]:
         """Map of pictures, red, green and blue from 0 to 255; they are normalised here.
 
         Raises:
