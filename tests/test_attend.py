@@ -10,11 +10,13 @@ from helpers import planted
 
 from xmodal_jax import cli, similarity
 from xmodal_jax.errors import DataError, UsageError
+from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.models import adapt, chan, dvsa, scan, sgraf, vse
+from xmodal_jax.models import adapt, chan, dvsa, mdan, scan, sgraf, vse
 from xmodal_jax.similarity.attention import NORMS
+from xmodal_jax.training.model import example_batch
 from xmodal_jax.types import Batch, Images, Texts
-from xmodal_jax.verbs import attend
+from xmodal_jax.verbs import attend, looks
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -139,7 +141,7 @@ def test_models_without_attention_say_so():
             apply(model)
     with pytest.raises(UsageError, match='"defrag" matches no word with a region'):
         apply(dvsa.Model(**SIZES, hidden_dim=4, relation="defrag"))
-    assert attend.with_attention() == ["chan", "dvsa", "scan", "sgraf"]
+    assert attend.with_attention() == ["chan", "dvsa", "mdan", "scan", "sgraf"]
 
 
 def test_accuracy_of_a_truth_made_by_hand():
@@ -158,20 +160,20 @@ def test_accuracy_of_a_truth_made_by_hand():
 
 def test_the_strongest_box_counts():
     boxes = np.array([[0, 0, 0.5, 1], [0.25, 0, 1, 1], [0.999, 0, 1, 1]])
-    lit = attend._lit(np.zeros((4, 8, 3)), boxes, np.array([1.0, 0.2, 0.0]))
+    lit = looks._lit(np.zeros((4, 8, 3)), boxes, np.array([1.0, 0.2, 0.0]))
     np.testing.assert_allclose(lit[0, [0, 3, 4, 7], 0], [0, 0, 0.85 * 0.8, 0.85 * 0.8])
 
 
 def test_strength_is_absolute():
     """0 at an even share and below, 1 at all, between them by the logarithm; no word is stretched to the top."""
-    np.testing.assert_allclose(attend.strength_of(np.full(8, 0.125)), 0, atol=1e-12)
-    np.testing.assert_allclose(attend.strength_of(np.eye(8)[2]), np.eye(8)[2])
-    halves = attend.strength_of(np.array([0.5, 0.5, 0, 0]))
+    np.testing.assert_allclose(looks.strength_of(np.full(8, 0.125)), 0, atol=1e-12)
+    np.testing.assert_allclose(looks.strength_of(np.eye(8)[2]), np.eye(8)[2])
+    halves = looks.strength_of(np.array([0.5, 0.5, 0, 0]))
     np.testing.assert_allclose(halves, [0.5, 0.5, 0, 0])
-    np.testing.assert_allclose(attend.strength_of(np.array([3.0, 3.0, 0, 0])), halves)  # regions that look at words
-    assert attend.strength_of(np.array([0.26, 0.25, 0.25, 0.24])).max() < 0.03
-    assert attend.strength_of(np.array([0.7])).tolist() == [1.0]
-    assert not attend.strength_of(np.zeros(3)).any() and attend.strength_of(np.zeros(0)).shape == (0,)
+    np.testing.assert_allclose(looks.strength_of(np.array([3.0, 3.0, 0, 0])), halves)  # regions that look at words
+    assert looks.strength_of(np.array([0.26, 0.25, 0.25, 0.24])).max() < 0.03
+    assert looks.strength_of(np.array([0.7])).tolist() == [1.0]
+    assert not looks.strength_of(np.zeros(3)).any() and looks.strength_of(np.zeros(0)).shape == (0,)
 
 
 def test_a_word_that_looks_nowhere_in_particular_is_drawn_faded(tmp_path):
@@ -180,11 +182,11 @@ def test_a_word_that_looks_nowhere_in_particular_is_drawn_faded(tmp_path):
     boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]])
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
     weight = np.array([[0.5, 1.0], [0.5, 0.0]])
-    pair = attend.Pair("a", "of it", 0.5, ["of", "it"], [True, True], weight, boxes, tmp_path / "blue.png", (40, 40))
+    pair = looks.Pair("a", "of it", 0.5, ["of", "it"], [True, True], weight, boxes, tmp_path / "blue.png", (40, 40))
     clear = []
     for word in (0, 1):
         single = pair._replace(words=pair.words[word : word + 1], weight=weight[:, word : word + 1])
-        attend.draw([single], tmp_path / "out.png")
+        looks.draw([single], tmp_path / "out.png")
         drawn = np.asarray(Image.open(tmp_path / "out.png").convert("RGB"))
         clear.append((drawn == [0, 0, 255]).all(axis=-1).sum())
     assert clear[1] > 1.3 * clear[0] > 0  # the picture itself is clear in both
@@ -233,14 +235,38 @@ def test_draws_a_picture(folder, tmp_path, capsys):
     assert "was cut after" in capsys.readouterr().out
     blue = np.zeros((8, 8, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
     Image.fromarray(blue).save(tmp_path / "blue.png")
-    attend.draw([pair, pair._replace(picture=tmp_path / "blue.png")], tmp_path / "two.png")
+    looks.draw([pair, pair._replace(picture=tmp_path / "blue.png")], tmp_path / "two.png")
     drawn = {name: np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("one", "two")}
     assert drawn["one"].shape[0] > 300  # nine words over two rows
     assert (drawn["two"] == [0, 0, 255]).all(axis=-1).sum() > 10_000
     assert not (drawn["one"] == [0, 0, 255]).all(axis=-1).any()
     assert cli.run([*argv, "--out", str(tmp_path / "default.png")]) == 0
     with pytest.raises(UsageError, match=r"no/way\.png cannot be written"):
-        attend.draw([pair], tmp_path / "no" / "way.png")
+        looks.draw([pair], tmp_path / "no" / "way.png")
+
+
+def test_steps_are_drawn_each_beside_its_words(folder, tmp_path):
+    from PIL import Image
+
+    run = Run(folder / "run")
+    run.model = mdan.Model(run.facts.vocabulary, 8, 8, 8)
+    run.evaluator = Evaluator(run.model, batch_size=4)
+    attend.check(run)
+    split = run.dataset.split("dev")
+    batch = example_batch(run.model.inputs, run.facts, images=2)
+    variables = jax.jit(run.model.init)(jax.random.key(0), batch)
+    pair = attend.look(run, variables, split, 2, "red1 zebra big0")
+    assert pair.steps is not None and pair.titles == ["step 1", "step 2"]
+    assert (pair.weight.shape, pair.steps.shape) == ((len(pair.boxes), 2), (2, 3))
+    np.testing.assert_allclose(pair.weight.sum(axis=0), 1.0, atol=1e-5)
+    assert (pair.steps.sum(axis=1) < 1.0).all()  # <start> and <end> have the rest
+    drawn = []
+    for share in ([0.9, 0.0, 0.0], [0.1, 0.1, 0.1]):
+        looks.draw([pair._replace(steps=np.array([share, [0.9, 0.0, 0.0]]))], tmp_path / "steps.png")
+        drawn.append(np.asarray(Image.open(tmp_path / "steps.png").convert("RGB")))
+    changed = np.abs(drawn[0].astype(int) - drawn[1]).max(axis=-1) > 30
+    assert changed.sum() > 200  # the bars of the first step alone
+    looks.draw([pair._replace(steps=np.zeros((0, 3)), weight=np.zeros((len(pair.boxes), 0)))], tmp_path / "none.png")
 
 
 def test_refuses_a_run_that_has_nothing_to_show(folder):
@@ -253,7 +279,7 @@ def test_refuses_a_run_that_has_nothing_to_show(folder):
     with pytest.raises(DataError, match=r"carries no boxes, .* import it again with SPLIT_boxes\.npy"):
         attend.check(run)
     run.model = vse.Model(**SIZES)
-    with pytest.raises(UsageError, match=r"no attention .*; these have: chan, dvsa, scan, sgraf"):
+    with pytest.raises(UsageError, match=r"no attention .*; these have: chan, dvsa, mdan, scan, sgraf"):
         attend.check(run)
 
 

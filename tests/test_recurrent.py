@@ -63,7 +63,7 @@ def inputs():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_states_and_gradients_equal_the_plain_loop(inputs, cell, reverse, hoist, monkeypatch):
-    monkeypatch.setattr(recurrent, "_by_platform", lambda function, reverse, *args: function(reverse, hoist, *args))
+    monkeypatch.setattr(recurrent, "by_platform", lambda function, reverse, *args: function(reverse, hoist, *args))
     words, mask = inputs
     gru: Any = GRU(5, reverse=reverse, cell=cell)
     params = parameters(gru, words, mask)

@@ -59,6 +59,14 @@ class Matcher(nn.Module):
         """
         raise UsageError(f"{type(self).__module__} has no attention between words and regions.")
 
+    def glimpses(self, image: Images, text: Texts) -> tuple[Array, Array]:
+        """Where each of K steps looks in the image and in the caption: ([B, C, K, R], [B, C, K, W]).
+
+        The weights of a step add up to 1 over the regions, and over the words. It takes what the towers read, not what
+        they give: a system whose steps do not see the other side keeps no weights in its representations.
+        """
+        raise UsageError(f"{type(self).__module__} has no steps that look at regions and words.")
+
     def begin(self, source: Images | Texts) -> Any:
         """The decoder's state for N images or captions to speak of, a pytree whose leaves have the item axis first."""
         raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
@@ -69,7 +77,7 @@ class Matcher(nn.Module):
 
     @classmethod
     def has(cls, method: str) -> bool:
-        """Whether the system implements an optional method: "attention", "begin", "aux"."""
+        """Whether the system implements an optional method: "attention", "glimpses", "begin", "aux"."""
         return getattr(cls, method) is not getattr(Matcher, method)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:

@@ -27,11 +27,12 @@ def uniform(scale: float) -> nn.initializers.Initializer:
     return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -scale, scale)
 
 
-def _dot(x: Any, matrix: Any) -> Any:
+def product(x: Any, matrix: Any) -> Any:
+    """``x @ matrix`` in the matrix's type, summed in float32."""
     return jnp.dot(x.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
 
 
-def _steps(mask: Any) -> Any:
+def longest(mask: Any) -> Any:
     """Words of the longest caption; the loops end there."""
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[0] + 1)[:, None], 0))
 
@@ -44,16 +45,16 @@ def cell(form: str, hidden: Any, inputs: Any, matrix: Any, bias: Any) -> tuple[A
     """
     reset_in, update_in, new_in = jnp.split(inputs, 3, axis=-1)
     if form == "pytorch":
-        reset_rec, update_rec, new_rec = jnp.split(_dot(hidden, matrix) + bias, 3, axis=-1)
+        reset_rec, update_rec, new_rec = jnp.split(product(hidden, matrix) + bias, 3, axis=-1)
         reset, update = jax.nn.sigmoid(reset_in + reset_rec), jax.nn.sigmoid(update_in + update_rec)
         more, new = new_rec, jnp.tanh(new_in + reset * new_rec)
     else:
         gates, candidate = _halves(matrix)
         gate_bias, candidate_bias = _halves(bias)
-        reset_rec, update_rec = jnp.split(_dot(hidden, gates) + gate_bias, 2, axis=-1)
+        reset_rec, update_rec = jnp.split(product(hidden, gates) + gate_bias, 2, axis=-1)
         reset, update = jax.nn.sigmoid(reset_in + reset_rec), jax.nn.sigmoid(update_in + update_rec)
         more = reset * hidden
-        new = jnp.tanh(new_in + _dot(more, candidate) + candidate_bias)
+        new = jnp.tanh(new_in + product(more, candidate) + candidate_bias)
     return (1.0 - update) * new + update * hidden, reset, update, new, more
 
 
@@ -69,13 +70,13 @@ def cell_back(form: str, live: Any, kept: tuple[Any, ...], matrix: Any) -> tuple
         d_reset = d_new * more * reset * (1.0 - reset)
         d_in = jnp.concatenate([d_reset, d_update, d_new], axis=-1)
         d_rec = jnp.concatenate([d_reset, d_update, d_new * reset], axis=-1)
-        return d_in, d_rec, live * update + _dot(d_rec, matrix.T)
+        return d_in, d_rec, live * update + product(d_rec, matrix.T)
     gates, candidate = _halves(matrix)
-    d_more = _dot(d_new, candidate.T)
+    d_more = product(d_new, candidate.T)
     d_reset = d_more * hidden * reset * (1.0 - reset)
     d_gates = jnp.concatenate([d_reset, d_update], axis=-1)
     both = jnp.concatenate([d_gates, d_new], axis=-1)
-    return both, both, live * update + d_more * reset + _dot(d_gates, gates.T)
+    return both, both, live * update + d_more * reset + product(d_gates, gates.T)
 
 
 def _halves(x: Any) -> tuple[Any, Any]:
@@ -85,10 +86,10 @@ def _halves(x: Any) -> tuple[Any, Any]:
 
 def _forward(form, reverse, hoist, words, mask, start, matrix_in, bias_in, matrix, bias):
     shape = (*mask.shape, matrix.shape[0])
-    last = _steps(mask)
+    last = longest(mask)
 
     def project(x: Any) -> Any:
-        return _dot(x, matrix_in) + bias_in
+        return product(x, matrix_in) + bias_in
 
     projected: Any = project(words) if hoist else None
 
@@ -104,7 +105,7 @@ def _forward(form, reverse, hoist, words, mask, start, matrix_in, bias_in, matri
 
 
 def _backward(form, reverse, hoist, kept, words, mask, matrix_in, matrix, cotangent):
-    last = _steps(mask)
+    last = longest(mask)
 
     def back_cell(t, back):
         """Gradients at the gates' two inputs, [C, 3H] each, and at the state before word t."""
@@ -137,7 +138,7 @@ def _backward(form, reverse, hoist, kept, words, mask, matrix_in, matrix, cotang
         t = i if reverse else last - 1 - i
         d_in, d_rec, back = back_cell(t, back)
         sums = jax.tree.map(jnp.add, sums, weights(words[t], hidden[t], more[t], d_in, d_rec))
-        return back, d_words.at[t].set(_dot(d_in, matrix_in.T)), sums
+        return back, d_words.at[t].set(product(d_in, matrix_in.T)), sums
 
     def zeros(*shape: int) -> Any:
         return jnp.zeros(shape, jnp.float32)
@@ -148,7 +149,7 @@ def _backward(form, reverse, hoist, kept, words, mask, matrix_in, matrix, cotang
         stores = (zeros(*mask.shape, gates), zeros(*mask.shape, gates))
         d_start, (d_in, d_rec) = jax.lax.fori_loop(0, last, storing, (jnp.zeros_like(hidden[0]), stores))
         rows = (x.reshape(-1, x.shape[-1]) for x in (words, hidden, more, d_in, d_rec))
-        d_words, sums = _dot(d_in, matrix_in.T), weights(*rows)
+        d_words, sums = product(d_in, matrix_in.T), weights(*rows)
     else:
         sums = (zeros(*matrix_in.shape), zeros(gates), zeros(*matrix.shape), zeros(gates))
         start = (jnp.zeros_like(hidden[0]), zeros(*words.shape), sums)
@@ -165,7 +166,7 @@ def _backward(form, reverse, hoist, kept, words, mask, matrix_in, matrix, cotang
     )
 
 
-def _by_platform(function: Any, reverse: bool, *args: Any) -> Any:
+def by_platform(function: Any, reverse: bool, *args: Any) -> Any:
     """On an accelerator one large product before the loop is cheapest. On a CPU it is not: the array it fills does
     not stay in the cache, and padding is multiplied too; project word by word there."""
     return jax.lax.platform_dependent(
@@ -196,12 +197,12 @@ def gru_loop(
 
 def _gru_forward(form, reverse, words, mask, start, matrix_in, bias_in, matrix, bias):
     forward = partial(_forward, form)
-    states, *kept = _by_platform(forward, reverse, words, mask, start, matrix_in, bias_in, matrix, bias)
+    states, *kept = by_platform(forward, reverse, words, mask, start, matrix_in, bias_in, matrix, bias)
     return states, (tuple(kept), words, mask, matrix_in, matrix)
 
 
 def _gru_backward(form, reverse, saved, cotangent):
-    return _by_platform(partial(_backward, form), reverse, *saved, cotangent)
+    return by_platform(partial(_backward, form), reverse, *saved, cotangent)
 
 
 gru_loop.defvjp(_gru_forward, _gru_backward)
@@ -214,7 +215,9 @@ def gru_scan(
 
     def step(hidden: Any, item: tuple[Any, Any]) -> tuple[Any, Any]:
         word, real = item
-        after = jnp.where(real[:, None], cell(form, hidden, _dot(word, matrix_in) + bias_in, matrix, bias)[0], hidden)
+        after = jnp.where(
+            real[:, None], cell(form, hidden, product(word, matrix_in) + bias_in, matrix, bias)[0], hidden
+        )
         return after, after
 
     def turn(x: Any) -> Any:
@@ -228,12 +231,17 @@ _scans = contextvars.ContextVar("scans", default=False)
 
 @contextlib.contextmanager
 def scanned() -> Iterator[None]:
-    """GRUs that are traced inside run through :func:`gru_scan`."""
+    """Recurrent layers that are traced inside run through scans over all words, :func:`gru_scan` and its like."""
     token = _scans.set(True)
     try:
         yield
     finally:
         _scans.reset(token)
+
+
+def scanning() -> bool:
+    """Whether this is traced inside :func:`scanned`."""
+    return _scans.get()
 
 
 class GRU(nn.Module):
@@ -288,14 +296,14 @@ class GRU(nn.Module):
         real = jnp.asarray(mask).T  # a NumPy mask cannot be indexed by a traced step
         if start is None:
             start = jnp.zeros((words.shape[0], self.size), jnp.float32)
-        loop = gru_scan if _scans.get() else gru_loop
+        loop = gru_scan if scanning() else gru_loop
         states: Any = loop(self.cell, self.reverse, jnp.swapaxes(words, 0, 1), real, start, *weights)
         return jnp.swapaxes(states, 0, 1)
 
     def step(self, state: Float[AnyArray, "c h"], word: Float[AnyArray, "c f"]) -> Float[Array, "c h"]:
         """The state after one further word."""
         matrix_in, bias_in, matrix, bias = self.weights(word.shape[-1])
-        return cell(self.cell, state, _dot(word, matrix_in) + bias_in, matrix, bias)[0]
+        return cell(self.cell, state, product(word, matrix_in) + bias_in, matrix, bias)[0]
 
 
 class StackedGRU(nn.Module):

@@ -162,6 +162,10 @@ MODEL = {
     "adapt.pool": among(*FOVEAS),
     "chain.pooling": among("max", "mean"),
     "chain.variant": among("code", "paper"),
+    "mdan.steps": FROM_0,
+    "rrf.steps": FROM_0,
+    "rrf.fusion": among("conv", "sum", "none"),
+    "model.bn_momentum": Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "vse.text": among("gru", "bow"),
 }
 

@@ -1,4 +1,4 @@
-"""Which regions the words of a caption look at: pictures of it, and how often they are the right ones."""
+"""Which regions the words of a caption look at, or a system's steps: pictures, and how often words are right."""
 
 from __future__ import annotations
 
@@ -8,55 +8,33 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from xmodal_jax import models
-from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.data.pipeline import Captions
 from xmodal_jax.data.records import Dataset, Split, open_dataset
-from xmodal_jax.errors import PICTURES, DataError, UsageError, check_output, require
+from xmodal_jax.errors import PICTURES, DataError, UsageError, check_output
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.inference import Bundle, load
-from xmodal_jax.matcher import Matcher
 from xmodal_jax.text.vocabulary import UNKNOWN
 from xmodal_jax.types import Repr
-
-INK, FAINT, STRANGE, PAPER, BOX = "#1c2733", "#5b6875", "#b3541e", "#ffffff", "#0b6bcb"
-COLUMNS, CELL = 7, 1.7  # of the page: pictures side by side, and their width in inches
-SIDE = 480  # pixels of a picture, more than a cell has
-SHOWN, FAINTEST = 3, 0.02  # regions of a word that are outlined, and how strongly at least
-
-
-class Pair(NamedTuple):
-    """An image and a caption with what there is to draw of them."""
-
-    id: str
-    caption: str
-    score: float
-    words: list[str]
-    known: list[bool]  # whether the vocabulary has the word
-    weight: np.ndarray  # [R, words]
-    boxes: np.ndarray  # [R, 4]
-    picture: Path | None
-    size: tuple[int, int]  # height, width; (0, 0) = unknown
+from xmodal_jax.verbs.looks import Pair, draw
 
 
 def with_attention() -> list[str]:
     """Names of the models that have an attention to show."""
     names = [module.name for module in pkgutil.iter_modules(models.__path__)]
     found = {name: importlib.import_module(f"{models.__name__}.{name}").Model for name in names}
-    return [name for name, model in found.items() if model.attention is not Matcher.attention]
+    return [name for name, model in found.items() if model.has("attention") or model.has("glimpses")]
 
 
 def check(run: Run) -> None:
     """Raise unless the run's model attends to regions and its data set knows where those are."""
     name = run.config.model.name
-    if not run.model.has("attention"):
+    if not (run.model.has("attention") or run.model.has("glimpses")):
         raise UsageError(
             f'The model "{name}" of {run.workdir} has no attention between words and regions; '
             f"these have: {', '.join(with_attention())}."
@@ -109,11 +87,18 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
     words = words[: captions.lengths[0] - 2]
     if captions.cut:
         print(f"The caption is longer than {max(run.config.data.lengths)} tokens and was cut after {len(words)} words.")
+    texts = captions.texts(first, first)
     image = run.evaluator.encode_image(variables, images)
-    text = run.evaluator.encode_text(variables, captions.texts(first, first))
+    text = run.evaluator.encode_text(variables, texts)
     score = float(run.evaluator.score(variables, image, text)[0, 0])
-    weight = np.asarray(run.model.apply(variables, image, text, method="attention"))[0, 0]
-    real = np.asarray(images.mask)[0]
+    real, spoken = np.asarray(images.mask)[0], slice(1, 1 + len(words))  # between <start>, and <end> and padding
+    if run.model.has("attention"):
+        weight = np.asarray(run.model.apply(variables, image, text, method="attention"))[0, 0][real, spoken]
+        steps = None
+    else:
+        sides: Any = run.model.apply(variables, images, texts, method="glimpses")
+        regions, steps = (np.asarray(side)[0, 0] for side in sides)
+        weight, steps = regions[:, real].T, steps[:, spoken]
     known = [token != UNKNOWN for token in vocabulary.encode(caption)[1 : 1 + len(words)]]
     return Pair(
         split.ids[row],
@@ -121,10 +106,11 @@ def look(run: Run, variables: Any, split: Split, row: int, caption: str) -> Pair
         score,
         words,
         known,
-        weight[real, 1 : 1 + len(words)],  # <start> stands before the words, <end> and padding behind them
+        weight,
         np.asarray(images.box)[0][real],
         split.pictures[row],
         tuple(split.sizes[row].tolist()),
+        steps,
     )
 
 
@@ -132,8 +118,13 @@ def look_by(bundle: Bundle, split: Split, row: int, caption: str) -> Pair:
     """One image and one caption as a bundle sees them.
 
     Raises:
-        UsageError: a system without attention, data without what it reads, or a caption without a word.
+        UsageError: a system without attention in its bundle, data without what it reads, or a caption without a word.
     """
+    if "attention" not in bundle.functions:
+        raise UsageError(
+            f"{bundle.path} has no attention between words and regions. Where a system's steps look is drawn from its "
+            "run folder: give --workdir."
+        )
     item = split.read([row])[0]
     missing = [name for name in bundle.features if name not in item.features]
     if missing:
@@ -158,139 +149,6 @@ def look_by(bundle: Bundle, split: Split, row: int, caption: str) -> Pair:
         item.picture,
         tuple(split.sizes[row].tolist()),
     )
-
-
-def _canvas(pair: Pair) -> np.ndarray:
-    """The picture [H, W, 3] in 0..1, or a tinted sheet of its shape (a square, where that is unknown)."""
-    if pair.picture is not None:
-        return read_picture(pair.picture, SIDE, LARGE) / 255.0
-    height, width = pair.size if min(pair.size) > 0 else (1, 1)
-    scale = 240 / max(height, width)
-    return np.broadcast_to([0.45, 0.67, 0.93], (max(round(height * scale), 1), max(round(width * scale), 1), 3))
-
-
-def _pixels(box: np.ndarray, canvas: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom edge of a box in pixels of the canvas, at least one pixel apart."""
-    height, width = canvas.shape[:2]
-    left, top, right, bottom = (float(edge) for edge in box * [width, height, width, height])
-    return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
-def _lit(canvas: np.ndarray, boxes: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """The canvas faded to white but for the boxes, each as clear as its strength in 0..1; the strongest one counts."""
-    clear = np.zeros(canvas.shape[:2])
-    for box, level in zip(boxes, strength, strict=True):
-        left, top, right, bottom = map(round, _pixels(box, canvas))
-        clear[top:bottom, left:right] = np.maximum(clear[top:bottom, left:right], level)
-    clear = (0.15 + 0.85 * clear)[..., None]
-    return canvas * clear + (1 - clear)
-
-
-def shorten(word: str, most: int = 15) -> str:
-    """What fits over a picture."""
-    return word if len(word) <= most else f"{word[: most - 1]}\u2026"
-
-
-def _outline(axes: Any, box: np.ndarray, canvas: np.ndarray, strength: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    left, top, right, bottom = _pixels(box, canvas)
-    line: Any = {"fill": False, "edgecolor": BOX, "linewidth": 0.4 + 2 * strength, "alpha": 0.3 + 0.7 * strength}
-    axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **line))
-
-
-def _draw_whole(axes: Any, pair: Pair, canvas: np.ndarray) -> None:
-    """The picture, or all regions where there is none."""
-    axes.imshow(canvas if pair.picture else np.ones_like(canvas))
-    if pair.picture is None:
-        axes.set_title("all regions (no picture)", fontsize=8, color=FAINT, pad=3)
-        for box in pair.boxes:
-            _outline(axes, box, canvas, 0.2)
-
-
-def strength_of(weight: Float[np.ndarray, "r"]) -> Float[np.ndarray, "r"]:
-    """How strongly the regions of a word are drawn: 1 where it looks at one alone, 0 at an even share 1/R or less.
-
-    The scale is that of the service's page and the same for every word, so that one that looks nowhere in particular
-    is drawn so.
-    """
-    if not weight.sum() > 0:
-        return np.zeros_like(weight)
-    if len(weight) == 1:
-        return np.ones_like(weight)
-    return np.maximum(0.0, 1 + np.log(np.maximum(weight / weight.sum(), 1e-9)) / np.log(len(weight)))
-
-
-def _draw_word(axes: Any, pair: Pair, word: int, canvas: np.ndarray) -> None:
-    weight, known = pair.weight[:, word], pair.known[word]
-    total, top = weight.sum(), weight.max(initial=0.0)
-    strength = strength_of(weight)
-    axes.imshow(_lit(canvas, pair.boxes, strength))
-    order = [int(region) for region in np.argsort(-weight, kind="stable")[:SHOWN] if strength[region] >= FAINTEST]
-    for region in reversed(order):
-        _outline(axes, pair.boxes[region], canvas, strength[region])
-    title = shorten(pair.words[word]) if known else f"{shorten(pair.words[word])} ?"
-    axes.set_title(title, fontsize=10, color=INK if known else STRANGE, weight="bold", parse_math=False, pad=3)
-    axes.set_xlabel(f"{top / total:.0%}" if total > 0 else "no region", fontsize=8, color=FAINT, labelpad=2)
-
-
-def draw(pairs: Sequence[Pair], path: Path) -> None:
-    """A page of pairs: the picture, then for each word what it looks at.
-
-    Raises:
-        UsageError: ``path`` cannot be written.
-    """
-    for module in ("matplotlib", "PIL"):
-        require(module, "train")
-    from textwrap import fill
-
-    from matplotlib.figure import Figure
-
-    canvases = [_canvas(pair) for pair in pairs]
-    columns = min(COLUMNS, max(4, *(1 + len(pair.words) for pair in pairs)))
-    rows = [-(-(1 + len(pair.words)) // columns) for pair in pairs]
-    tall = [min(max(canvas.shape[0] / canvas.shape[1], 0.5), 1.5) * CELL + 0.4 for canvas in canvases]
-    titles = [fill(pair.caption, 15 * columns) for pair in pairs]
-    heads = [0.25 * (title.count("\n") + 1) + 0.3 for title in titles]
-    heights = [head + count * height for head, count, height in zip(heads, rows, tall, strict=True)]
-    figure = Figure(figsize=(columns * CELL, sum(heights) + 0.3), layout="constrained", facecolor=PAPER)
-    blocks: Any = figure.subfigures(len(pairs) + 1, 1, height_ratios=[*heights, 0.3])
-    for pair, canvas, title, count, block in zip(pairs, canvases, titles, rows, blocks, strict=False):
-        block.suptitle(
-            f"{title}\nscore {pair.score:.3f}, image {pair.id}",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-            color=INK,
-            parse_math=False,
-        )
-        cells = block.subplots(count, columns, squeeze=False).ravel()
-        for axes in cells:
-            axes.set(xticks=[], yticks=[])
-            for side in axes.spines.values():
-                side.set(color="#c5ccd3", linewidth=0.8)
-        _draw_whole(cells[0], pair, canvas)
-        for word, axes in enumerate(cells[1 : 1 + len(pair.words)]):
-            _draw_word(axes, pair, word, canvas)
-        for axes in cells[1 + len(pair.words) :]:
-            axes.axis("off")
-    whole = all(np.allclose(pair.weight.sum(axis=0), 1.0, atol=1e-2) for pair in pairs)
-    even = sorted({1 / max(len(pair.boxes), 1) for pair in pairs})
-    shares = " to ".join(f"{share:.1%}" for share in dict.fromkeys((even[0], even[-1])))
-    note = (
-        f"Clearer: the word looks there more; faded where it gives no more than an even share ({shares}), "
-        f"clear where it looks nowhere else. Outlined: of its first {SHOWN} regions those above that share. Per cent: "
-        "the share of the first."
-    )
-    if not whole:
-        note += " Regions look at words here; each word's weights are divided by their sum."
-    if not all(known for pair in pairs for known in pair.known):
-        note += ' "?": not in the vocabulary.'
-    blocks[-1].text(0.01, 0.5, fill(note, 20 * columns), ha="left", va="center", fontsize=8, color=FAINT)
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be written ({error}); give another --out, such as attention.png.") from None
 
 
 class Accuracy(NamedTuple):
