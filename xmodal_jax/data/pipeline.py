@@ -126,12 +126,15 @@ class FeatureReader:
         if missing:
             raise UsageError(
                 f'{split.dataset.directory} has no feature "{missing[0]}", only '
-                f"{', '.join(split.feature_names) or 'none'}; choose --config.model.feature or import it."
+                f"{', '.join(split.feature_names) or 'none'}; choose --config.model.feature, import it, or add it with "
+                "`xmodal data attach` or `xmodal data concepts`."
             )
         require("tensorflow", "train")
         self.split, self.names, self.boxes = split, list(names), boxes
         self.count = min(limit or len(split), len(split))
-        self.spec: dict[str, Mapping[str, Any]] = {name: split.dataset.manifest["features"][name] for name in names}
+        stored = split.dataset.manifest["features"]
+        self.spec: dict[str, Mapping[str, Any]] = {name: stored[name] for name in names if name in stored}
+        self.added = {name: split.image_features[name] for name in names if name not in stored}
         self._readers: list[Any] | None = None
 
     def _open(self) -> None:
@@ -166,10 +169,10 @@ class FeatureReader:
         """A string tensor [B] to arrays: each feature [B, F] or [B, R, F], ``mask`` [B, R], ``boxes`` [B, R, 4]."""
         import tensorflow as tf
 
-        keys = {f"features/{name}": tf.io.FixedLenFeature([], tf.string) for name in self.names}
+        keys = {f"features/{name}": tf.io.FixedLenFeature([], tf.string) for name in self.spec}
         if self.boxes:
             keys["boxes"] = tf.io.FixedLenFeature([], tf.string)
-        parsed = tf.io.parse_example(records, keys)
+        parsed = tf.io.parse_example(records, keys) if keys else {}
         out: dict[str, Any] = {"mask": tf.ones([tf.shape(records)[0], 1], tf.bool)}
         for name, spec in self.spec.items():
             size = {"float16": 2, "bfloat16": 2, "float32": 4}[spec["dtype"]]
@@ -193,11 +196,25 @@ class FeatureReader:
         return out
 
     def stream(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Parsed arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, read ahead in the background.
+        """Arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, those of :meth:`parse` and added features.
+
+        Records are read ahead in the background; features that were added to the set lie in arrays of their own.
 
         Raises:
             DataError: records that are missing or damaged.
         """
+        if not self.spec and not self.boxes:
+            records = ({"mask": np.ones((len(rows(step)), 1), bool)} for step in range(start, stop))
+        else:
+            records = self._records(start, stop, rows)
+        if not self.added:
+            return records
+        return (
+            arrays | {name: np.asarray(array[np.maximum(rows(step), 0)]) for name, array in self.added.items()}
+            for step, arrays in zip(range(start, stop), records, strict=True)
+        )
+
+    def _records(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
         import tensorflow as tf
 
         failed: list[Exception] = []  # what ended reading; TensorFlow would hide it in an error of its own

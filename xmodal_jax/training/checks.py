@@ -152,6 +152,8 @@ MODEL = {
     "chain.pooling": among("max", "mean"),
     "chain.variant": among("code", "paper"),
     "vse.text": among("gru", "bow"),
+    "sco.text": among("gru"),
+    "sco.fusion": among("gate", "sum", "concept", "context"),
 }
 
 
