@@ -136,7 +136,9 @@ def _step(params: Params, state: Any, read: Read, label: Any, rate: Any, decay: 
         return concept_loss(logits({**params, **weights}, *read), label)
 
     weights = {key: params[key] for key in ("kernel", "bias")}
-    update, state = optax.scale_by_adam().update(jax.grad(loss)(weights), state)
+    gradient: Any = jax.grad(loss)(weights)
+    update: Any
+    update, state = optax.scale_by_adam().update(gradient, state)
     weights["kernel"] *= 1.0 - decay
     return {**params, **{key: weights[key] - rate * update[key] for key in weights}}, state
 

@@ -315,8 +315,7 @@ def add_image_features(
 ) -> None:
     """Write the image feature ``name``, an array [N, F] a split, and ``others``, file contents by name, and enter both.
 
-    The entry gets shape, dtype and the SHA-256 of the files. Files get their names when all are complete; until the
-    manifest says so they belong to no data set.
+    The entry gets shape, dtype and the SHA-256 of the files, which get their names when all of them are complete.
     """
     partial: dict[Path, Path] = {}
     for split, array in arrays.items():
@@ -326,14 +325,12 @@ def add_image_features(
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
-    for other, content in others.items():
-        path = directory / other
+    for path, content in ((directory / other, content) for other, content in others.items()):
         partial[path] = path.with_name(f".{path.name}.partial")
         partial[path].write_bytes(content)
     for path, unfinished in partial.items():
         os.replace(unfinished, path)
-    hashes = _hashes(list(partial))
-    first = next(iter(arrays.values()))
+    hashes, first = _hashes(list(partial)), next(iter(arrays.values()))
     known = {"shape": [first.shape[1]], "dtype": first.dtype.name}
     known["files"] = {file: entry["sha256"] for file, entry in hashes.items()}
     _enter(directory, "image_features", name, {**known, **entry}, hashes)
