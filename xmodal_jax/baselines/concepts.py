@@ -40,7 +40,7 @@ COUNT = 256  # concepts [recalled]
 BLOCK = 128  # images of a step
 RATES = {"vector": (3e-4, 1e-3), "region": (1e-2, 0.0)}  # of Adam, and the share that weights lose in each step
 NUMBERS = 1 << 29  # features of a split up to so many numbers are held in memory, others are read anew in each epoch
-Params = Mapping[str, Array]
+Params = Mapping[str, Any]  # arrays by name: mean and scale of the feature's numbers, kernel, bias
 
 
 class Read(NamedTuple):
