@@ -143,7 +143,7 @@ def test_scores_tell_what_is_said(folder, feature, capsys):
     assert read_concepts(folder / "image.concept.words.txt").forms == model.concepts.forms
     test = dataset.split("test")
     array = test.image_features["concept"]
-    assert array.dtype == np.float32 and array.shape == (60, 16) and 0 <= array.min() and array.max() <= 1
+    assert array.dtype == np.float32 and array.shape == (60, 16) and array.min() >= 0 and array.max() <= 1
     precision, _, _ = measure(np.asarray(array), model.concepts.of(test.captions))
     assert precision > 0.7 > 2 * measure(np.zeros((60, 16)), model.concepts.of(test.captions))[0]
     item = test.read([7])[0]
