@@ -42,6 +42,7 @@ def specs() -> list[str]:
 def data(tmp_path_factory):
     folder = planted(tmp_path_factory.mktemp("data") / "set", train=20, other=6, pictures=True)
     assert cli.run(["data", "text-features", "tfidf", str(folder)]) == 0
+    assert cli.run(["data", "concepts", str(folder), "--count", "8", "--epochs", "2"]) == 0
     return folder
 
 

@@ -33,7 +33,7 @@ from xmodal_jax.types import Facts, Feature, Images, Texts
 from xmodal_jax.verbs import doctor
 
 WORDS = [f"w{i}" for i in range(40)]
-SIZES = {"region": (None, 20), "global": (30,)}
+SIZES = {"region": (None, 20), "global": (30,), "concept": (9,)}
 LONG = "--config.data.lengths=(64,)"  # no caption here is cut
 DENSE = 12  # numbers of a dense text vector
 

@@ -27,6 +27,7 @@ def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "data"
     assert cli.run(["data", "scenes", "--out", str(folder), "--images", str(IMAGES)]) == 0
     assert cli.run(["data", "text-features", "tfidf", str(folder)]) == 0
+    assert cli.run(["data", "concepts", str(folder), "--count", "48"]) == 0
     return folder
 
 

@@ -43,8 +43,13 @@ class Facts(NamedTuple):
     regions: int = 1  # the most that an image has
     words: int = 1  # tokens of the longest caption that is not cut
 
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of a dense text vector, of the longest where there are several; 0 where there is none."""
+        return max((feature.shape[-1] or 0 for feature in self.text.values()), default=0)
 
-FACT_FIELDS = ("vocabulary", "classes", "regions", "words")
+
+FACT_FIELDS = ("vocabulary", "classes", "regions", "words", "vector_dim")
 
 
 class Images(NamedTuple):

@@ -83,7 +83,7 @@ def check(directory: str | Path, *, minimum: int = MINIMUM, allow_unknown: bool 
         "name": dataset.manifest["name"],
         "splits": tables,
         "unknown": {name: coverage._asdict() for name, coverage in known.items()},
-        "features": dataset.manifest["features"],
+        "features": dataset.features,
         "boxes": dataset.manifest["boxes"],
         "text_features": dataset.manifest.get("text_features", {}),
         "errors": findings.errors,
@@ -163,20 +163,22 @@ def _check_features(split: Split, findings: Findings) -> list[bytes | None]:
     """Read every image; returns a digest of each one's features, None where there are none or only zeros."""
     digests: list[bytes | None] = []
     bad, zero, padded = [], [], []
+    stored = split.dataset.manifest["features"]  # what was added may tell images apart that are one, so is left aside
     with Progress(f"check {split.name}", len(split), unit="images") as progress:
         for row in range(len(split)):
             item = split.read([row])[0]
+            features = {name: value for name, value in item.features.items() if name in stored}
             digest = hashlib.blake2b(digest_size=16)
-            for name in sorted(item.features):
-                digest.update(item.features[name].tobytes())
+            for name in sorted(features):
+                digest.update(features[name].tobytes())
             broken = [name for name, value in item.features.items() if not finite(value)]
             if broken:
                 bad.append(f"{item.id} ({', '.join(broken)})")
-            if item.features and not any(value.any() for value in item.features.values()):
+            if features and not any(value.any() for value in features.values()):
                 zero.append(item.id)
-            elif any(value.ndim == 2 and not value[-1].any() for value in item.features.values()):
+            elif any(value.ndim == 2 and not value[-1].any() for value in features.values()):
                 padded.append(item.id)
-            digests.append(digest.digest() if item.features and zero[-1:] != [item.id] else None)
+            digests.append(digest.digest() if features and zero[-1:] != [item.id] else None)
             progress.advance()
     if bad:
         findings.add(

@@ -140,12 +140,15 @@ class FeatureReader:
         if missing:
             raise UsageError(
                 f'{split.dataset.directory} has no feature "{missing[0]}", only '
-                f"{', '.join(split.feature_names) or 'none'}; choose --config.model.feature or import it."
+                f"{', '.join(split.feature_names) or 'none'}; choose --config.model.feature, import it, or add it with "
+                "`xmodal data attach` or `xmodal data concepts`."
             )
         require("tensorflow", "train")
         self.split, self.names, self.boxes = split, list(names), boxes
         self.count = min(limit or len(split), len(split))
-        self.spec: dict[str, Mapping[str, Any]] = {name: split.dataset.manifest["features"][name] for name in stored}
+        records = split.dataset.manifest["features"]
+        self.spec: dict[str, Mapping[str, Any]] = {name: records[name] for name in names if name in records}
+        self.added = {name: split.image_features[name] for name in stored if name not in records}
         self.pictures = PictureReader(split, reading, self.count) if pictured and reading is not None else None
         self._readers: list[Any] | None = None
 
@@ -189,7 +192,7 @@ class FeatureReader:
         keys = {f"features/{name}": tf.io.FixedLenFeature([], tf.string) for name in self.spec}
         if self.boxes:
             keys["boxes"] = tf.io.FixedLenFeature([], tf.string)
-        parsed = tf.io.parse_example(records, keys)
+        parsed = tf.io.parse_example(records, keys) if keys else {}
         out: dict[str, Any] = {"mask": tf.ones([tf.shape(records)[0], 1], tf.bool)}
         for name, spec in self.spec.items():
             size = {"float16": 2, "bfloat16": 2, "float32": 4}[spec["dtype"]]
@@ -213,13 +216,27 @@ class FeatureReader:
         return out
 
     def stream(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Parsed arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, read ahead in the background.
+        """Arrays of ``rows(step)`` [B] (-1 reads row 0) for each step, those of :meth:`parse` and added features.
+
+        Records are read ahead in the background; features that were added to the set lie in arrays of their own.
 
         Where pictures are read, ``pixels`` is [B, S, S, 3] and ``read`` [B] tells which rows have any.
 
         Raises:
             DataError: records or pictures that are missing or damaged.
         """
+        if not self.spec and not self.boxes and not self.pictures:
+            records = ({"mask": np.ones((len(rows(step)), 1), bool)} for step in range(start, stop))
+        else:
+            records = self._records(start, stop, rows)
+        if not self.added:
+            return records
+        return (
+            arrays | {name: np.asarray(array[np.maximum(rows(step), 0)]) for name, array in self.added.items()}
+            for step, arrays in zip(range(start, stop), records, strict=True)
+        )
+
+    def _records(self, start: int, stop: int, rows: Callable[[int], np.ndarray]) -> Iterator[dict[str, Any]]:
         import tensorflow as tf
 
         failed: list[Exception] = []  # what ended reading; TensorFlow would hide it in an error of its own

@@ -7,6 +7,8 @@
     DIR/import_report.jsonl                         what the importer dropped and why, where it dropped anything
     DIR/backbone.safetensors                        what made the features of the pictures, after `xmodal extract`
     DIR/<split>.text.<name>.npy, text.<name>.npz    text features added later: [captions, F], and what makes them
+    DIR/<split>.image.<name>.npy                    image features added later: [images, F]
+    DIR/image.<name>.npz, image.<name>.words.txt    what makes them, where they are computed: concepts and their words
     DIR/manifest.json                               counts, shapes, source; bytes and SHA-256 of every other file
 
 Nothing here imports TensorFlow, neither to write nor to read.
@@ -68,6 +70,11 @@ def captions_path(directory: Path, split: str) -> Path:
 def text_file(name: str, split: str = "") -> str:
     """The file of the text features ``name`` of a split, or, without one, of the model that makes them."""
     return f"{split}.text.{name}.npy" if split else f"text.{name}.npz"
+
+
+def image_file(name: str, split: str = "", ending: str = "npz") -> str:
+    """The file of the added image feature ``name`` of a split, or, without one, of the model that makes it."""
+    return f"{split}.image.{name}.npy" if split else f"image.{name}.{ending}"
 
 
 def _files(directory: Path) -> dict[str, Path]:
@@ -147,13 +154,20 @@ class Dataset:
             raise DataError(f'{self.directory} has no split "{name}", only {", ".join(self.splits)}.{hint}')
         return Split(self, name)
 
+    @property
+    def features(self) -> dict[str, Any]:
+        """What the manifest says of each image feature, those in the records first, then those that were added."""
+        return {**self.manifest["features"], **self.manifest.get("image_features", {})}
+
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of the manifest as the importer left it: text features that were added since do not change it."""
+        """SHA-256 of the manifest as the importer left it: features that were added since do not change it."""
         names = self.manifest.get("text_features", ())
         added = {text_file(name, split) for name in names for split in (*self.splits, "")}
+        added.update(*(entry["files"] for entry in self.manifest.get("image_features", {}).values()))
         files = {name: entry for name, entry in self.manifest["files"].items() if name not in added}
-        return digest({key: value for key, value in self.manifest.items() if key != "text_features"} | {"files": files})
+        kept = {key: value for key, value in self.manifest.items() if key not in ("text_features", "image_features")}
+        return digest(kept | {"files": files})
 
     @functools.cached_property
     def builder(self) -> Any:
@@ -169,7 +183,7 @@ class Split:
 
     def __init__(self, dataset: Dataset, name: str):
         self.dataset, self.name = dataset, name
-        self.feature_names: list[str] = list(dataset.manifest["features"])
+        self.feature_names: list[str] = list(dataset.features)
 
     def __len__(self) -> int:
         return self.dataset.manifest["splits"][self.name]["images"]
@@ -221,15 +235,31 @@ class Split:
                 f'{directory} has no text features "{name}", only {", ".join(self.text_features) or "none"}; add them '
                 f"with: xmodal data text-features KIND {directory} --name {name}"
             )
-        path = directory / text_file(name, self.name)
         shape = (manifest["splits"][self.name]["captions"], *manifest["text_features"][name]["shape"])
+        return self._added(text_file(name, self.name), shape, "float32", "text features")
+
+    @functools.cached_property
+    def image_features(self) -> dict[str, np.ndarray]:
+        """The image features that have been added, [N, F] float16 or float32 by name, memory-mapped.
+
+        Raises:
+          DataError: a file is missing, cut short or something else.
+        """
+        known = self.dataset.manifest.get("image_features", {})
+        return {
+            name: self._added(image_file(name, self.name), (len(self), *entry["shape"]), entry["dtype"], "features")
+            for name, entry in known.items()
+        }
+
+    def _added(self, file: str, shape: tuple[int, ...], dtype: str, what: str) -> np.ndarray:
+        path = self.dataset.directory / file
         try:
-            whole = path.stat().st_size == manifest["files"][path.name]["bytes"]
+            whole = path.stat().st_size == self.dataset.manifest["files"][file]["bytes"]
             array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False) if whole else None
         except (OSError, ValueError, EOFError):
             array = None
-        if array is None or array.shape != shape or array.dtype != np.float32:
-            raise DataError(f"{path} is missing or damaged; add the text features to the imported data again.")
+        if array is None or array.shape != shape or array.dtype != np.dtype(dtype):
+            raise DataError(f"{path} is missing or damaged; add the {what} to the imported data again.")
         return array
 
     @property
@@ -252,7 +282,7 @@ class Split:
         return self.dataset.builder.as_data_source(self.name)
 
     def read(self, rows: Sequence[int]) -> list[Item]:
-        """The images at ``rows``, by random access; DataError where a record is damaged."""
+        """The images at ``rows`` with all their features, by random access; DataError where a record is damaged."""
         items = []
         for row in rows:
             if not 0 <= row < len(self):
@@ -268,7 +298,8 @@ class Split:
                 ) from None
             captions = [caption.decode("utf-8") for caption in record["captions"]]
             height, width = self._lines[row]["size"]  # pictures may have been attached since the record was written
-            features, boxes = record.get("features", {}), record.get("boxes")
+            features, boxes = dict(record.get("features", {})), record.get("boxes")
+            features |= {name: np.array(array[row]) for name, array in self.image_features.items()}
             id_ = record["id"].decode("utf-8")
             items.append(Item(id_, captions, features, boxes, (height, width), self.pictures[row]))
         return items

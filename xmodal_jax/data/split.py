@@ -82,12 +82,17 @@ def draw(dataset: Dataset, values: dict[str, str], dev: float, test: float) -> d
                 places.append((id_, name, row))
                 key = f"key {values[id_]}"
                 groups.find(key)
-                for same in _contents(split.read([row])[0]):
+                for same in _contents(stored(dataset, split.read([row])[0])):
                     groups.join(key, same)
     splits: dict[str, list[tuple[str, int]]] = {name: [] for name in ORDER}
     for id_, name, row in places:
         splits[draw_split(groups.find(f"key {values[id_]}"), dev, test)].append((name, row))
     return {name: found for name, found in splits.items() if found}
+
+
+def stored(dataset: Dataset, item: Item) -> Item:
+    """The image with the features of its record alone: what was added may be fitted to the former training split."""
+    return item._replace(features={name: item.features[name] for name in dataset.manifest["features"]})
 
 
 def _contents(item: Item) -> Iterator[str]:
@@ -123,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
     splits = draw(dataset, values, args.dev, args.test)
 
     def items(places: list[tuple[str, int]]) -> Iterator[Item]:
-        return (opened[name].read([row])[0] for name, row in places)
+        return (stored(dataset, opened[name].read([row])[0]) for name, row in places)
 
     opened = {name: dataset.split(name) for name in dataset.splits}
     totals = {name: len(places) for name, places in splits.items()}
@@ -135,4 +140,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(set(values.values())):,} values of {args.by} among {len(ids):,} images")
     for name, counts in manifest["splits"].items():
         print(f"  {name:<10}{counts['images']:>10,} images")
+    left = [name for kind in ("image_features", "text_features") for name in dataset.manifest.get(kind, ())]
+    if left:
+        print(f"  features that were added later are not in it: {', '.join(left)}; add them again")
     return 0

@@ -62,7 +62,7 @@ def items_of(data: Path, split: str, features: Sequence[str], reading: Reading |
 
     dataset = open_dataset(data)
     records = dataset.split(split)
-    known = dataset.manifest["features"]
+    known = dataset.features
     most = max((known[name]["regions"][1] for name in features if "regions" in known.get(name, {})), default=1)
     boxes = bool(dataset.manifest.get("boxes")) and any("regions" in known.get(name, {}) for name in features)
     reader = FeatureReader(records, features, boxes=boxes, reading=reading)

@@ -167,6 +167,8 @@ MODEL = {
     "rrf.fusion": among("conv", "sum", "none"),
     "model.bn_momentum": Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "vse.text": among("gru", "bow"),
+    "sco.text": among("gru"),
+    "sco.fusion": among("gate", "sum", "concept", "context"),
 }
 
 

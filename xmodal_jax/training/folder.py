@@ -112,11 +112,14 @@ def borrowed_vocabulary(config: Config, inputs: Inputs) -> Vocabulary:
 
 
 def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, Any]:
-    """What a run must find again: its data, the dense text vectors that it reads, and the user's model file."""
+    """What a run must find again: its data, the added features that it reads, and the user's model file."""
     dense = {name: dataset.manifest["text_features"][name] for name in inputs.text if name != "token"}
+    added = {name: entry for name, entry in dataset.manifest.get("image_features", {}).items() if name in inputs.image}
     identity: dict[str, Any] = {"data": dataset.identity}
     if dense:
         identity["text"] = json_of(dense)
+    if added:
+        identity["image"] = json_of(added)
     if config.model.name.endswith(".py"):
         identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
     return identity
@@ -133,7 +136,7 @@ def same_data(workdir: Path, dataset: Dataset, inputs: Inputs, config: Config) -
         raise CheckpointError(
             f"The model file has changed since {workdir} was started; restore it or start a new --workdir."
         )
-    return then.get("data") == now["data"] and then.get("text") == now.get("text")
+    return all(then.get(key) == now.get(key) for key in ("data", "text", "image"))
 
 
 def check_same_data(workdir: Path, dataset: Dataset, inputs: Inputs, config: Config, remedy: str = "") -> None:
@@ -152,17 +155,21 @@ def check_shapes(workdir: Path, dataset: Dataset, inputs: Inputs) -> None:
         DataError: they differ in kind or width, have more regions than the system takes, or are text vectors of another
             model. One sentence names both.
     """
-    record, manifest = read_record(workdir), dataset.manifest
+    record = read_record(workdir)
+    there = {"image": dataset.features, "text": dataset.manifest.get("text_features", {})}
     known = record.get("facts", {})
     problems = []
-    for kind, key, names in (("image", "features", inputs.image), ("text", "text_features", inputs.text)):
+    for kind, names in (("image", inputs.image), ("text", inputs.text)):
         for name in set(names) - {"token"}:
-            trained, spec = known.get(kind, {}).get(name), manifest.get(key, {}).get(name)
+            trained, spec = known.get(kind, {}).get(name), there[kind].get(name)
             if name == pixels.NAME and spec is None:
                 continue  # pictures have the size that the run's config gives them
             problems += filter(None, [_difference(trained, spec, inputs.most_regions)])
+    for name, then in record.get("image", {}).items():
+        if not problems and then.get("words") != there["image"].get(name, {}).get("words"):
+            problems.append(f'features "{name}" of other words than those of the run')
     for name, then in record.get("text", {}).items():
-        now = manifest.get("text_features", {}).get(name)
+        now = there["text"].get(name)
         if now is None or problems:
             continue
         ours, theirs = record.get("text_models", {}).get(name), text_hash(dataset, name)

@@ -81,13 +81,13 @@ def facts_of(dataset: Dataset, inputs: Inputs, config: Config, vocabulary: Vocab
         UsageError: a feature that the data set does not have, or more regions than the model takes.
         DataError: a model that reads pixels, and no pictures.
     """
-    stored = [name for name in inputs.image if name != pixels.NAME or name in dataset.manifest["features"]]
+    stored = [name for name in inputs.image if name != pixels.NAME or name in dataset.features]
     images = {
         name: _feature(dataset, "features", name) if name in stored else pixels.feature_of(dataset, config)
         for name in inputs.image
     }
     texts = {name: _feature(dataset, "text_features", name) for name in inputs.text if name != "token"}
-    specs = [dataset.manifest["features"][name] for name in stored]
+    specs = [dataset.features[name] for name in stored]
     regions = max((spec["regions"][1] for spec in specs if "regions" in spec), default=1)
     if inputs.most_regions is not None and regions > inputs.most_regions:
         raise UsageError(
@@ -105,11 +105,15 @@ def facts_of(dataset: Dataset, inputs: Inputs, config: Config, vocabulary: Vocab
 
 
 def _feature(dataset: Dataset, kind: str, name: str) -> Feature:
-    known = dataset.manifest.get(kind, {})
+    known = dataset.features if kind == "features" else dataset.manifest.get(kind, {})
     if name not in known:
         have = ", ".join(known) or "none"
         what, key, make = {
-            "features": ("feature", "feature", "import it"),
+            "features": (
+                "feature",
+                "feature",
+                "import it, or add it with `xmodal data attach` or `xmodal data concepts`",
+            ),
             "text_features": ("text vectors", "text", "make them with `xmodal data text-features`"),
         }[kind]
         raise UsageError(

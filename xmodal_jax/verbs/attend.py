@@ -49,7 +49,7 @@ def check_boxes(dataset: Dataset, names: Sequence[str], reader: str) -> None:
             f"{dataset.directory} carries no boxes, so nobody knows where its regions are; import it again with "
             "SPLIT_boxes.npy beside the features (precomp) or from a bottom-up-attention file (butd)."
         )
-    if not any("regions" in dataset.manifest["features"].get(name, {}) for name in names):
+    if not any("regions" in dataset.features.get(name, {}) for name in names):
         raise UsageError(
             f"{reader} reads the feature {', '.join(names)}, which has no regions; "
             "train with --config.model.feature=region."

@@ -18,7 +18,7 @@ def add_demo(verbs) -> None:
 
 def add_data(verbs) -> None:
     parser = verbs.add_parser("data", help="make, import and check data sets", epilog=EXIT_CODES)
-    metavar = "scenes|import|check|attach|split|text-features"
+    metavar = "scenes|import|check|attach|split|text-features|concepts"
     kinds = parser.add_subparsers(dest="data_verb", required=True, metavar=metavar)
     example = "xmodal data scenes --out data/scenes"
     scenes = verb(kinds, "scenes", "data.scenes:main", "make the built-in data set", example)
@@ -35,6 +35,7 @@ def add_data(verbs) -> None:
     add_import(kinds)
     add_changes(kinds)
     add_text_features(kinds)
+    add_concepts(kinds)
 
 
 def add_import(kinds) -> None:
@@ -86,9 +87,16 @@ def add_import(kinds) -> None:
 
 def add_changes(kinds) -> None:
     example = "xmodal data attach data/f8k --images Flicker8k_Dataset"
-    attach = verb(kinds, "attach", "data.attach:main", "attach pictures to a prepared data set", example)
+    what = "attach pictures or a further feature to a prepared data set"
+    attach = verb(kinds, "attach", "data.attach:main", what, example)
     attach.add_argument("directory", type=Path)
-    attach.add_argument("--images", type=Path, required=True, help="folder of pictures, called by the ids of images")
+    attach.add_argument("--images", type=Path, help="folder of pictures, called by the ids of images")
+    attach.add_argument(
+        "--feature",
+        metavar="NAME=FILE",
+        help="a vector of every image: a file that names its rows, or one a split with {split} in its path",
+    )
+    attach.add_argument("--ids", type=Path, help="names of the rows of --feature, one a line")
     example = "xmodal data split data/shop --by product --table products.csv --dev 0.1 --test 0.1 --out data/shop2"
     split = verb(kinds, "split", "data.split:main", "split a prepared data set anew, without leaks", example)
     split.add_argument("directory", type=Path)
@@ -148,3 +156,28 @@ def add_extract(verbs) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time")
     parser.add_argument("--name", help="of the data set; that of the source by default")
     parser.add_argument("--out", type=Path, required=True)
+
+
+def add_concepts(kinds) -> None:
+    parser = verb(
+        kinds,
+        "concepts",
+        "baselines.concepts:main",
+        "add scores of the captions' most frequent words as a feature of every image to a prepared data set",
+        "xmodal data concepts data/f8k --feature global",
+    )
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--feature", default="global", help="of which they are computed; regions: the largest of each")
+    parser.add_argument("--count", type=int, help="number of concepts; 256 by default")
+    parser.add_argument("--words", type=Path, help="your own: a concept a line, its name and further forms")
+    parser.add_argument("--write-words", type=Path, help="only write that file, to edit it")
+    parser.add_argument(
+        "--model", type=Path, help="image.NAME.npz of another data set, to score by; nothing is trained"
+    )
+    parser.add_argument("--folds", type=int, default=1, help="score each training image by classifiers of other folds")
+    parser.add_argument("--epochs", type=int, default=15, help="most epochs; dev picks one")
+    parser.add_argument("--patience", type=int, default=3, help="epochs without a lower loss on dev that end it")
+    parser.add_argument("--lr", type=float, help="of Adam; 0.0003 by default, of regions 0.01")
+    parser.add_argument("--decay", type=float, help="share that weights lose a step; 0.001 by default, of regions 0")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="concept")
