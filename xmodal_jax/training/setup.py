@@ -25,8 +25,9 @@ from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text import unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import bundle, checks, folder, processes, schedules, trackers
+from xmodal_jax.training import bundle, checks, folder, memory, processes, schedules, trackers
 from xmodal_jax.training.checkpoint import Checkpoints, warm_start
+from xmodal_jax.training.groups import start_state
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.optim import make_optimiser, path_name
@@ -96,9 +97,11 @@ def setup(config: Config, workdir: Path) -> Parts:
     train = dataset.split("train")
     captions = make_captions(train, inputs, vocabulary, config)
     stages = make_stages(config, FeatureReader(train, inputs.image), captions, inputs)
-    runner = make_runner(config.parallel, [stage.config.data.batch_size for stage in stages])
+    sizes = [stage.config.data.batch_size for stage in stages]
+    runner = make_runner(config.parallel, sizes, sharded=model.sharded)
     objectives = [make_objective(stage.config, stage.pipeline.steps_per_epoch) for stage in stages]
     try:
+        memory.check(model, example, config, runner.mesh.size if runner.mesh else 1)
         initial = initialise(model, example, config.seed)
         for objective in objectives:
             check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
@@ -115,7 +118,10 @@ def setup(config: Config, workdir: Path) -> Parts:
     resumed = folder.begun(workdir)
     tell_captions(config, {"train": captions, "dev": dev_captions}, vocabulary, refuse=not resumed)
     if not resumed:
-        initial = initial._replace(params=start_values(config, model, vocabulary, initial.params))
+        initial = Initial(
+            start_values(config, model, vocabulary, initial.params),
+            start_state(initial.model_state, model, stages[0].pipeline.reader, config.seed),
+        )
 
     for split in (train, dev.split):
         split.check_files()
