@@ -289,6 +289,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+def small(**fields):
+    return Model(**(SMALL | fields))
+
+
 def small_batch(candidates=0, b=8, seed=0) -> Any:
     random = np.random.default_rng(seed)
 
@@ -305,7 +309,7 @@ def test_both_paths_reach_the_classifier():
     random = np.random.default_rng(0)
     image, text = (jnp.asarray(random.normal(size=(6, 8)), jnp.float32) for _ in range(2))
     label, other = np.array([0, 1, 2, 3, 4, -1]), np.array([0, 5, 6, 7, -1, -1])
-    model, batch = Model(**SMALL), small_batch()
+    model, batch = small(), small_batch()
     variables = jax.jit(model.init)(jax.random.key(0), batch)
 
     def total(params, weights):
@@ -352,7 +356,7 @@ def _draw(key):
 
 
 def test_negatives_are_the_hardest_candidates():
-    model, batch = Model(**SMALL | {"candidates": 16, "position": "left"}), small_batch(16)
+    model, batch = small(candidates=16, position="left"), small_batch(16)
     variables: Any = jax.jit(model.init)(jax.random.key(0), batch)
     chosen: Any = model.apply(variables, batch, method="select")
     net = model.bind(variables)
@@ -368,7 +372,7 @@ def test_negatives_are_the_hardest_candidates():
 
 def trained(runner, *, weights, lr=0.1, rules=({"match": ".*"},), model=None, batch=None, steps=1):
     """(state before, state after, metrics) of some steps of SGD."""
-    model, batch = model or Model(**SMALL), batch if batch is not None else small_batch()
+    model, batch = model or small(), batch if batch is not None else small_batch()
     config = base("scenes").optim
     config.name, config.lr, config.momentum, config.clip_norm, config.rules = "sgd", lr, 0.9, 0.0, rules
     variables = dict(jax.jit(model.init)({"params": jax.random.key(0), "dropout": jax.random.key(0)}, batch))
@@ -400,7 +404,7 @@ def test_what_a_stage_freezes_stays_as_it_is():
 
 
 def test_candidates_are_read_where_ranking_has_weight():
-    model, runner = Model(**SMALL | {"candidates": 16}), parallel.jit_runner(jax.devices()[:1])
+    model, runner = small(candidates=16), parallel.jit_runner(jax.devices()[:1])
     batch = small_batch(16)
     spoiled = batch._replace(candidate=batch.candidate._replace(image_id=np.full(16, 11)))
     for weights, same in ((INSTANCE, True), (FULL, False)):
@@ -410,7 +414,7 @@ def test_candidates_are_read_where_ranking_has_weight():
 
 
 def test_four_devices_with_a_part_of_the_classifier_each_equal_one():
-    model, batch = Model(**SMALL | {"candidates": 16, "position": "left"}), small_batch(16)
+    model, batch = small(candidates=16, position="left"), small_batch(16)
     results = []
     for count in (1, 4):
         runner = parallel.make_runner("jit", [8], jax.devices()[:count], sharded=model.sharded)
@@ -437,7 +441,7 @@ def test_groups():
     assert sum(pure) >= 150  # Lloyd's algorithm may stop at two centres in one cloud
     assert sorted(np.bincount(k_means(np.ones((6, 2), np.float32), 3, seed=0), minlength=3))[0] > 0
 
-    model, batch = Model(**SMALL | {"groups": 3}), small_batch()
+    model, batch = small(groups=3), small_batch()
     variables: Any = jax.jit(model.init)(jax.random.key(0), batch)
     assert variables["params"]["classifier"]["kernel"].shape == (8, 3)
     of_image = np.arange(12, dtype=np.int32) % 3
@@ -450,9 +454,9 @@ def test_groups():
 
 def test_classes_that_do_not_fit_are_refused(monkeypatch):
     config = base("scenes")
-    memory.check(Model(**SMALL), small_batch(), config, 1)
+    memory.check(small(), small_batch(), config, 1)
     monkeypatch.setattr(memory, "available", lambda _: 3 << 30)
-    large = Model(**SMALL | {"classes": 100_000, "embed_dim": 2048})
+    large = small(classes=100_000, embed_dim=2048)
     with pytest.raises(
         UsageError, match=r"adam take 3\.1 GiB, and there are 3\.0 GiB; .* classifier/kernel of 2,048 x 1"
     ):

@@ -148,7 +148,7 @@ def shard(runner: Runner, pattern: str) -> Runner:
             if not compiled:
                 where = shardings(state)
                 rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((AXIS,), ()))
-                shards = {"in_shardings": (where, rows), "out_shardings": (where, whole)}
+                shards: Any = {"in_shardings": (where, rows), "out_shardings": (where, whole)}
                 compiled.append(jax.jit(step, **shards, donate_argnums=0))
             return compiled[0](state, batch)
 
