@@ -16,7 +16,8 @@ class Matcher(nn.Module):
 
     That one invariant lets evaluation slice it, devices gather it and export save it without knowing the system.
     Fields of a subclass come from ``config.model``; those that are named like one of :class:`xmodal_jax.types.Facts`
-    (``vocabulary``, ``classes``, ``regions``, ``words``, ``vector_dim``) are filled from the data where the config leaves them out.
+    (``vocabulary``, ``classes``, ``regions``, ``words``, ``vector_dim``) are filled from the data where the config
+    leaves them out.
     ``dtype``, where a model has it, is the type of the matrix products; parameters, states and scores stay float32.
     """
 
@@ -34,6 +35,24 @@ class Matcher(nn.Module):
     def padding_counts(self) -> bool:
         """Whether a caption's scores depend on how far it is padded, as in some released codes."""
         return False
+
+    @property
+    def rank_terms(self) -> tuple[str, ...]:
+        """The losses that teach it to rank; a stage that gives all of them weight 0 has no recall to choose by."""
+        return ("rank",)
+
+    @property
+    def sharded(self) -> str:
+        """Regular expression of the names of the matrices whose rows may lie over several devices; empty for none."""
+        return ""
+
+    def select(self, batch: Batch) -> Batch:
+        """What a training step reads in place of ``batch``: negatives that the network itself chooses, say.
+
+        Only asked for where the ranking loss has weight; no gradient goes through it. A caption whose image is not
+        among those of the batch has ``row`` -1.
+        """
+        return batch
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
         """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""

@@ -18,6 +18,7 @@ from xmodal_jax.errors import SAVED_ON_SIGNAL, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
 from xmodal_jax.training import folder, processes, setup
+from xmodal_jax.training.groups import start_state
 from xmodal_jax.training.log import CollapseDetector, Log
 from xmodal_jax.training.optim import live_leaves
 from xmodal_jax.training.parallel import local
@@ -57,6 +58,8 @@ class Trainer:
         initial = self.initial
         if step is None and self.parts.resumed:
             initial = setup.start_values(self.config, self.parts.model, self.parts.vocabulary, initial)
+            state = start_state(initial.model_state, self.parts.model, stage.pipeline.reader, self.config.seed)
+            initial = initial._replace(model_state=state)
         state = make_state(initial, self.optimiser(stage), self.config.seed, self.config.ema)
         if step is None:
             return state
@@ -116,7 +119,8 @@ class Trainer:
                     if due:
                         self.account(stage, pending, log, progress, collapse)
                         pending = None
-                    if due and stage.config.weights.get("rank"):  # what does not rank has no recall to choose by
+                    learns = any(stage.config.weights.get(name) for name in self.parts.model.rank_terms)
+                    if due and learns:  # what does not rank has no recall to choose by
                         evaluated = self.evaluate(device)
                         log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
                         progress.note(f"dev rsum {evaluated['rsum']:.1f} on {self.parts.dev.count:,} images")

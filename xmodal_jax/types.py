@@ -62,7 +62,8 @@ class Images(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Captions of a batch. ``row`` is the index of the caption's image among the images of this batch."""
+    """Captions of a batch. ``row`` is the index of the caption's image among the images of this batch, -1 where a
+    model chose a caption of another image (:meth:`xmodal_jax.matcher.Matcher.select`)."""
 
     token: Any  # [C, W] int32, 0 is padding; None where the system reads no tokens
     mask: Any  # [C, W] bool: real tokens, <start> and <end> included; [C, 1] where there are none

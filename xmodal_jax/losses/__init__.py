@@ -1,7 +1,7 @@
 """Ranking losses of a score matrix."""
 
 from xmodal_jax.losses.pairing import Pairing
-from xmodal_jax.losses.ranking import Scalar, infonce, sigmoid, triplet, violations
+from xmodal_jax.losses.ranking import Scalar, halves, infonce, sigmoid, triplet, violations
 from xmodal_jax.losses.top_k import bi_rank, top_k
 
 LOSSES = {  # the names that a config may give
@@ -10,6 +10,7 @@ LOSSES = {  # the names that a config may give
     "sigmoid": sigmoid,
     "top_k": top_k,
     "bi_rank": bi_rank,
+    "halves": halves,
 }
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Pairing",
     "Scalar",
     "bi_rank",
+    "halves",
     "infonce",
     "sigmoid",
     "top_k",

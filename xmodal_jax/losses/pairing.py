@@ -16,7 +16,7 @@ class Pairing(NamedTuple):
     """The ids of B images and C captions of a batch; -1 is padding. Losses read these and no features."""
 
     image_id: Int[AnyArray, " b"]  # the image's row in its split
-    row: Int[AnyArray, " c"]  # the caption's image among the images of the batch
+    row: Int[AnyArray, " c"]  # the caption's image among the images of the batch, -1 where that is not in it
     caption_image_id: Int[AnyArray, " c"]  # the same image's row in its split
     caption_id: Int[AnyArray, " c"]  # the caption's place in its split
     caption_text: Int[AnyArray, " c"] | None = None  # equal where captions are; None where that does not matter
@@ -85,7 +85,8 @@ class Pairing(NamedTuple):
 
     def real(self) -> Bool[Array, " c"]:
         """Captions that count, with an image that counts."""
-        return (jnp.asarray(self.caption_id) >= 0) & (jnp.asarray(self.image_id)[self.row] >= 0)
+        row = jnp.asarray(self.row)
+        return (jnp.asarray(self.caption_id) >= 0) & (row >= 0) & (jnp.asarray(self.image_id)[row] >= 0)
 
     def same_image(self) -> Bool[Array, "c c"]:
         """Pairs of captions that describe one image, each with itself included; no padding."""

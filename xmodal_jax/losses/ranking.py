@@ -126,6 +126,42 @@ def sigmoid(
     return jnp.sum(terms + jnp.where(negative, jax.nn.softplus(jnp.asarray(scores)), 0.0))
 
 
+def halves(
+    scores: Float[AnyArray, "b b"],
+    positive: Bool[AnyArray, "b b"],
+    where: Bool[AnyArray, "b b"] | None = None,
+    *,
+    margin: Scalar,
+) -> Float[Array, ""]:
+    r"""Dual-Path's ranking loss: half of a batch are pairs, each of which meets one text and one image of the rest.
+
+    .. math::
+        L = \tfrac 1 B \sum_{i < B / 2} [m - S_{i,i} + S_{i,\,i + B/2}]_+ + [m - S_{i,i} + S_{i + B/2,\,i}]_+
+
+    of as many captions as images (Zheng et al., arXiv 1711.05535; layumi/Image-Text-Embedding, whose layer sums and
+    whose solver divides by the batch size B). Captions and images that have no partner in the batch come last, each
+    kind in its order, so that negatives which replaced the captions of some images need not stand in its second half.
+
+    Args:
+        scores: higher is better.
+        positive: True at the caption's own image, also where both are padding.
+        where: pairs that count, all by default.
+        margin: 1 in the paper.
+    """
+    scores, positive = jnp.asarray(scores), jnp.asarray(positive)
+    half = len(scores) // 2
+    counted = jnp.ones_like(positive) if where is None else jnp.asarray(where)
+    image, caption = (jnp.argsort(~jnp.any(positive, axis=axis), stable=True) for axis in (1, 0))
+    image, other_image = image[:half], image[half : 2 * half]
+    caption, other_caption = caption[:half], caption[half : 2 * half]
+
+    def term(row: jax.Array, column: jax.Array) -> jax.Array:
+        allowed = counted[image, caption] & counted[row, column]
+        return jnp.where(allowed, hinge(margin - scores[image, caption] + scores[row, column]), 0.0)
+
+    return jnp.sum(term(image, other_caption) + term(other_image, caption)) / len(scores)
+
+
 def violations(
     scores: Float[AnyArray, "b c"], positive: Bool[AnyArray, "b c"], where: Bool[AnyArray, "b c"] | None = None
 ) -> tuple[Float[Array, " c"], Float[Array, " b"]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.training import processes
+from xmodal_jax.training.optim import path_name
 
 AXIS = "data"
 
@@ -124,11 +126,44 @@ def pmap_runner(devices: Sequence[Any] | None = None) -> Runner:
     return Runner(compile, put_state, get_state, put_batch, lambda metrics: jax.device_get(first(metrics)))
 
 
+def shard(runner: Runner, pattern: str) -> Runner:
+    """``runner``, with the rows of the matrices that ``pattern`` names, and of what the optimiser keeps of them, over
+    its devices. Several processes hold all of them, as does a number of devices that does not divide the rows."""
+    mesh = runner.mesh
+    if not pattern or mesh is None or mesh.size == 1 or jax.process_count() > 1:
+        return runner
+    name = re.compile(rf"(.*/)?(?:{pattern})")
+
+    def shardings(state: Any) -> Any:
+        def of(path: Any, leaf: Any) -> NamedSharding:
+            rows = name.fullmatch(path_name(path)) and leaf.shape[0] % mesh.size == 0
+            return NamedSharding(mesh, PartitionSpec(AXIS) if rows else PartitionSpec())
+
+        return jax.tree_util.tree_map_with_path(of, state)
+
+    def compile(step):
+        compiled: list[Any] = []  # at the first call, which knows the state
+
+        def run(state, batch):
+            if not compiled:
+                where = shardings(state)
+                rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((AXIS,), ()))
+                shards: Any = {"in_shardings": (where, rows), "out_shardings": (where, whole)}
+                compiled.append(jax.jit(step, **shards, donate_argnums=0))
+            return compiled[0](state, batch)
+
+        return in_order(run, mesh.devices.flatten().tolist())
+
+    return runner._replace(compile=compile, put_state=lambda state: jax.device_put(state, shardings(state)))
+
+
 RUNNERS = {"jit": jit_runner, "pmap": pmap_runner}
 
 
-def make_runner(parallel: str, batch_sizes: Sequence[int], devices: Sequence[Any] | None = None) -> Runner:
-    """The runner of ``config.parallel``, for batches of these sizes.
+def make_runner(
+    parallel: str, batch_sizes: Sequence[int], devices: Sequence[Any] | None = None, *, sharded: str = ""
+) -> Runner:
+    """The runner of ``config.parallel``, for batches of these sizes; ``sharded`` as in :func:`shard`.
 
     Raises:
         UsageError: an unknown name, or a batch that does not divide over the devices.
@@ -137,4 +172,4 @@ def make_runner(parallel: str, batch_sizes: Sequence[int], devices: Sequence[Any
         raise UsageError(f'No way to run called "{parallel}" (config.parallel); there are {", ".join(RUNNERS)}.')
     for size in batch_sizes:
         check_divides(size, len(devices or jax.devices()))
-    return RUNNERS[parallel](devices)
+    return shard(RUNNERS[parallel](devices), sharded)

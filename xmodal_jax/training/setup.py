@@ -28,8 +28,9 @@ from xmodal_jax.similarity.pairwise import Block
 from xmodal_jax.text import unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training import bundle, checks, folder, processes, schedules, trackers
+from xmodal_jax.training import bundle, checks, folder, memory, processes, schedules, trackers
 from xmodal_jax.training.checkpoint import Checkpoints, flat, warm_start
+from xmodal_jax.training.groups import start_state
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.optim import make_optimiser, path_name
@@ -100,9 +101,11 @@ def setup(config: Config, workdir: Path) -> Parts:
     captions = make_captions(train, inputs, vocabulary, config)
     reading = [pixels.reading_of(config, inputs.image, train=train) for train in (True, False)]
     stages = make_stages(config, FeatureReader(train, inputs.image, reading=reading[0]), captions, inputs)
-    runner = make_runner(config.parallel, [stage.config.data.batch_size for stage in stages])
+    sizes = [stage.config.data.batch_size for stage in stages]
+    runner = make_runner(config.parallel, sizes, sharded=model.sharded)
     objectives = [make_objective(stage.config, stage.pipeline.steps_per_epoch) for stage in stages]
     try:
+        memory.check(model, example, config, runner.mesh.size if runner.mesh else 1)
         initial = initialise(model, example, config.seed)
         for objective in objectives:
             check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
@@ -120,6 +123,8 @@ def setup(config: Config, workdir: Path) -> Parts:
     tell_captions(config, {"train": captions, "dev": dev_captions}, vocabulary, refuse=not resumed)
     if not resumed:
         initial = start_values(config, model, vocabulary, initial)
+        state = start_state(initial.model_state, model, stages[0].pipeline.reader, config.seed)
+        initial = initial._replace(model_state=state)
 
     for split in (train, dev.split):
         split.check_files()
@@ -280,7 +285,8 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
         tree = checkpoints.restore_model(checkpoints.best())
         values, statistics = tree["ema"] if configs.read(other).ema else tree["params"], flat(tree["model_state"])
     params = warm_start(initial.params, values, skip=config.init.skip, where=source)
-    absent = [re.escape(name) for name in flat(initial.model_state) if name not in statistics]
+    kept = {name for name in statistics if name.startswith("batch_stats/")}
+    absent = [re.escape(name) for name in flat(initial.model_state) if name not in kept]
     state = warm_start(initial.model_state, statistics, skip=[*config.init.skip, *absent], where=source)
     return Initial(params, state)
 

@@ -113,6 +113,10 @@ def loss_fn(
         state = {**state, **new}
         return out
 
+    if model.has("select") and objective.weights.get("rank"):
+        variables = {"params": jax.lax.stop_gradient(params), **state}
+        selected: Any = model.apply(variables, batch, method="select", rngs={"dropout": jax.random.fold_in(rng, 3)})
+        batch = selected
     image = call("encode_image", drop_image, batch.image)
     text = call("encode_text", drop_text, batch.text)
     aux = call("aux", drop_aux, local_rows(batch, axis), image, text)
@@ -221,7 +225,10 @@ def train_step(
     (_, (metrics, model_state)), grads = jax.value_and_grad(of_live, has_aux=True)(trained)
     if axis:
         # Every device differentiates the same global loss; the gather's transpose has summed the devices' parts.
-        grads, model_state, metrics = jax.lax.pmean((grads, model_state, metrics), axis)
+        grads, metrics = jax.lax.pmean((grads, metrics), axis)
+        model_state = jax.tree.map(
+            lambda x: x if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.pmean(x, axis), model_state
+        )
     norm, rest = optax.tree.norm(grads), iter(grads)
     grads = tree.unflatten([next(rest) if on else jnp.zeros_like(leaf) for leaf, on in zip(leaves, live, strict=True)])
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
