@@ -16,7 +16,8 @@ class Matcher(nn.Module):
 
     That one invariant lets evaluation slice it, devices gather it and export save it without knowing the system.
     Fields of a subclass come from ``config.model``; those that are named like one of :class:`xmodal_jax.types.Facts`
-    (``vocabulary``, ``classes``, ``regions``, ``words``) are filled from the data where the config leaves them out.
+    (``vocabulary``, ``classes``, ``regions``, ``words``) are filled from the data where the config leaves them out. A
+    field may be another system, by a group with a ``name`` of its own in the config (``config.model.tower``).
     ``dtype``, where a model has it, is the type of the matrix products; parameters, states and scores stay float32.
     """
 
@@ -67,10 +68,9 @@ class Matcher(nn.Module):
         """One word further: (next state, logits [N, V]) after the tokens [N]; see :mod:`xmodal_jax.text.generation`."""
         raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
 
-    @classmethod
-    def has(cls, method: str) -> bool:
+    def has(self, method: str) -> bool:
         """Whether the system implements an optional method: "attention", "begin", "aux"."""
-        return getattr(cls, method) is not getattr(Matcher, method)
+        return getattr(type(self), method) is not getattr(Matcher, method)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:
         """Scores [B, C] and the auxiliary losses of a batch; `init` goes through here."""
