@@ -1,5 +1,6 @@
 """Configs: finding, overriding, saving, comparing, stages; every refusal says what to do."""
 
+import re
 import subprocess
 import sys
 
@@ -205,10 +206,17 @@ def test_every_config_of_the_package_passes_and_nearly_all_its_values_are_checke
                 free = {
                     key
                     for key, value in configs.flatten(config).items()
-                    if not isinstance(value, bool) and checks.find(key, config.model.name) is None
+                    if not isinstance(value, bool) and checks.find(*checks.within(key, config)) is None
                 }
                 paths = {"data.dir", "data.word_vectors", "init.workdir"}
-                assert free <= {*paths, "stages", "model.name", "model.feature", "model.text"}
+                names = {key for key in free if re.fullmatch(r"model\.(tower\.)?(name|feature|text)", key)}
+                assert free - names <= {*paths, "stages"}
+
+
+def test_keys_of_a_system_within_a_system_are_held_against_its_own():
+    config = configs.load("mte.py:vsepp,f8k", ["--config.model.tower.text=lstm"])
+    with pytest.raises(UsageError, match=r"^config\.model\.tower\.text is \"lstm\"; it must be one of gru, bow\.$"):
+        checks.check(config)
 
 
 def test_fields_of_a_model_file_are_its_own():
@@ -254,7 +262,7 @@ def test_a_slip_on_the_command_line_is_one_sentence_with_a_hint(argv, words, cap
 
 def test_every_key_has_a_meaning_and_every_meaning_a_key():
     keys = set(configs.flatten(base("own")))
-    known = set(checks.TABLE) - {"weights.*"} | {
+    known = set(checks.TABLE) - {"weights.*", "ramps.*"} | {
         "weights.captioning",
         "weights.paraphrasing",
         "model.name",

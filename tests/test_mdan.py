@@ -150,7 +150,8 @@ def test_one_vector_an_image_is_one_region():
 def test_other_systems_have_no_steps():
     with pytest.raises(UsageError, match="vse has no steps that look at regions and words"):
         vse.Model(vocabulary=3).glimpses(IMAGES, TEXTS)
-    assert Model.has("glimpses") and not Model.has("attention") and not vse.Model.has("glimpses")
+    model = Model(**SIZES)
+    assert model.has("glimpses") and not model.has("attention") and not vse.Model(vocabulary=3).has("glimpses")
 
 
 def test_half_precision():

@@ -66,6 +66,15 @@ def test_decay_inside_and_beside_the_gradient():
     )
 
 
+def test_parameters_that_are_not_clipped_do_not_count_in_the_norm():
+    rules = ({"match": "text/.*", "clip": False}, {"match": ".*"})
+    new = updated(optim(name="sgd", lr=1.0, clip_norm=0.5, rules=rules))
+    moved: Any = jax.tree.map(lambda a, b: a - b, PARAMS, new)
+    assert float(optax.tree.norm(moved["image"])) == pytest.approx(0.5, rel=1e-5)
+    whole = updated(optim(name="sgd", lr=1.0))
+    np.testing.assert_array_equal(new["text"]["embed"], whole["text"]["embed"])
+
+
 def test_three_ways_to_clip():
     def step(**options) -> Any:
         new = updated(optim(name="sgd", lr=1.0, **options))

@@ -174,14 +174,14 @@ def count(tree, name):
 def test_parameters_of_the_recurrence():
     """The shared layer is as large whatever T is; each step has a normalisation and a weight of the fusion more."""
     for steps in (0, 2, 4):
-        tree: Any = jax.eval_shape(lambda: model(steps).init(jax.random.key(0), BATCH))["params"]
+        tree: Any = jax.eval_shape(lambda steps=steps: model(steps).init(jax.random.key(0), BATCH))["params"]
         assert (count(tree, "residual"), count(tree, "residual_norm")) == (
             8 * 8 + 8 + 16 * (steps + 1),
             16 * (steps + 1),
         )
         assert count(tree, "fusion") == steps + 1 + 1 + 2
     for fusion in ("none", "sum"):
-        tree = jax.eval_shape(lambda: model(fusion=fusion).init(jax.random.key(0), BATCH))["params"]
+        tree = jax.eval_shape(lambda fusion=fusion: model(fusion=fusion).init(jax.random.key(0), BATCH))["params"]
         assert count(tree, "fusion") == 0
 
 

@@ -29,7 +29,7 @@ LENGTH = {"epochs", "steps"}
 SPREAD = ("cosine",)  # schedules over all steps of a stage
 # What a stage may override, because it takes effect there
 STAGED = (
-    r"epochs|steps|keep_optimiser|chunk|block|(optim|loss|weights)\..*"
+    r"epochs|steps|keep_optimiser|chunk|block|(optim|loss|weights|ramps)\..*"
     r"|data\.(sampler|batch_size|captions_per_image|drop_last)"
 )
 
@@ -125,10 +125,24 @@ def load(spec: str, overrides: Sequence[str] = (), data: str | None = None) -> C
     except Exception as error:
         raise UsageError(f"Config override refused: {error}.") from error
     config: Config = ConfigDict(json.loads(config.to_json()), convert_dict=True)
-    if str(config.model.name).endswith(".py"):  # a file of the user's own: found from anywhere later
-        beside = Path(spec.partition(":")[0]).resolve().parent / config.model.name
-        config.model.name = str((beside if beside.is_file() else Path(config.model.name)).resolve())
+    for system in systems(config):
+        if str(system.name).endswith(".py"):  # a file of the user's own: found from anywhere later
+            beside = Path(spec.partition(":")[0]).resolve().parent / system.name
+            system.name = str((beside if beside.is_file() else Path(system.name)).resolve())
     return config
+
+
+def is_system(value: Any) -> bool:
+    """Whether a value of ``config.model`` is itself a system: a group with a name."""
+    return isinstance(value, ConfigDict) and "name" in value
+
+
+def systems(config: Config) -> list[Config]:
+    """``config.model``, and every system within it (``config.model.tower``), from the outside in."""
+    found = [config.model]
+    for system in found:
+        found += [value for value in system.values() if is_system(value)]
+    return found
 
 
 def say_scenes(plain: Config, overrides: Sequence[str], shipped: bool) -> None:
@@ -292,7 +306,7 @@ def stages(config: Config) -> list[Config]:
             if not isinstance(_get(overrides, key), ConfigDict) and not re.fullmatch(STAGED, key):
                 raise UsageError(
                     f'"{key}" holds for the whole run, so config.stages cannot set it; a stage sets epochs, steps, '
-                    "optim, loss, weights, chunk, block, keep_optimiser, and of data its sampler, batch_size, "
+                    "optim, loss, weights, ramps, chunk, block, keep_optimiser, and of data its sampler, batch_size, "
                     "captions_per_image and drop_last."
                 )
         if "epochs" in overrides:

@@ -77,6 +77,13 @@ MEANINGS = {
     "weights.rank": "of the ranking loss; 0 for a system that does not rank",
     "weights.captioning": "of the caption decoder's cross entropy (STT)",
     "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
+    "weights.modality": "of the modality discriminator's cross entropy, which trains it alone (MTE)",
+    "weights.confusion": "of the adversarial loss, which trains the towers alone: alpha of the gradient reversal (MTE)",
+    "weights.accuracy": "0: the discriminator's accuracy is logged alone (MTE)",
+    "weights.gap": "of the distance between the means of image and caption embeddings; 0 to log it alone (MTE)",
+    "weights.mmd": "of their maximum mean discrepancy; 0 to log it alone (MTE)",
+    "ramps.confusion": "epochs of the stage over which the weight of that loss rises from 0, by 2 / (1 + exp(-10 p)) "
+    "- 1 of the share p of them that is done; 0 for all of it at once. So for every loss of `weights`",
     "optim.name": "the update rule; adamw decays beside the gradient, the others in it",
     "optim.lr": "learning rate before schedule and rules",
     "optim.warmup_steps": "steps of a linear rise of the rate from 0",
@@ -97,7 +104,8 @@ MEANINGS = {
     "optim.clip_norm": "most L2 norm of all gradients together; 0 for off",
     "optim.clip_tensor_norm": "most L2 norm of each gradient array; 0 for off",
     "optim.clip_value": "most absolute value of each entry of a gradient; 0 for off",
-    "optim.rules": "factors of rate and decay by parameter: the first whose `match` fits its whole name; 0 freezes",
+    "optim.rules": "factors of rate and decay by parameter: the first whose `match` fits its whole name; 0 freezes; "
+    "`clip` False leaves their gradients out of `clip_norm`",
     "init.workdir": "a run whose best parameters this one starts from, or a bundle",
     "init.skip": "patterns of parameters and running statistics that are left at their initial values then",
     "init.backbone": 'weights of the image network: a file, "package" for its Python package, or "random"',
@@ -164,6 +172,7 @@ def base(data: str) -> Config:
         }
     )
     config.weights = ConfigDict({"rank": 1.0})
+    config.ramps = ConfigDict()
     config.optim = ConfigDict(
         {
             "name": "adam",

@@ -17,7 +17,8 @@ class Matcher(nn.Module):
     That one invariant lets evaluation slice it, devices gather it and export save it without knowing the system.
     Fields of a subclass come from ``config.model``; those that are named like one of :class:`xmodal_jax.types.Facts`
     (``vocabulary``, ``classes``, ``regions``, ``words``, ``vector_dim``) are filled from the data where the config
-    leaves them out.
+    leaves them out. A field may be another system, by a group with a ``name`` of its own in the config
+    (``config.model.tower``).
     ``dtype``, where a model has it, is the type of the matrix products; parameters, states and scores stay float32.
     """
 
@@ -94,13 +95,17 @@ class Matcher(nn.Module):
         """One word further: (next state, logits [N, V]) after the tokens [N]; see :mod:`xmodal_jax.text.generation`."""
         raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
 
-    @classmethod
-    def has(cls, method: str) -> bool:
+    def has(self, method: str) -> bool:
         """Whether the system implements an optional method: "attention", "glimpses", "begin", "aux"."""
-        return getattr(cls, method) is not getattr(Matcher, method)
+        return implements(type(self), method)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:
         """Scores [B, C] and the auxiliary losses of a batch; `init` goes through here."""
         image = self.encode_image(batch.image, train=train)
         text = self.encode_text(batch.text, train=train)
         return self.score(image[0], text[0]), self.aux(batch, image, text, train=train)
+
+
+def implements(model: type[Matcher], method: str) -> bool:
+    """Whether a class has an optional method of its own; systems that hold others answer by :meth:`Matcher.has`."""
+    return getattr(model, method) is not getattr(Matcher, method)

@@ -46,7 +46,7 @@ def regular(pattern: str) -> bool:
 def is_rule(rule: Mapping[str, Any]) -> bool:
     """Whether an optimiser rule has a pattern, and factors that are not negative."""
     factors = [rule[key] for key in set(rule) - {"match"}]
-    known = set(rule) <= {"match", "lr", "decay"}
+    known = set(rule) <= {"match", "lr", "decay", "clip"} and rule.get("clip", True) in (True, False)
     return known and regular(rule["match"]) and all(math.isfinite(factor) and factor >= 0 for factor in factors)
 
 
@@ -95,6 +95,7 @@ TABLE = {
     "loss.text_weight": FROM_0,
     "loss.image_weight": FROM_0,
     "weights.*": FROM_0,
+    "ramps.*": FROM_0,
     "optim.name": among("adam", "adamw", "adamax", "sgd"),
     "optim.lr": FROM_0,
     "optim.warmup_steps": FROM_0,
@@ -117,7 +118,7 @@ TABLE = {
     "optim.clip_value": FROM_0,
     "optim.rules": Check(
         lambda value: len(value) > 0 and all(map(is_rule, value)),
-        'rules {"match": regular expression, "lr": factor, "decay": factor}, factors at least 0',
+        'rules {"match": regular expression, "lr": factor, "decay": factor, "clip": True or False}, factors at least 0',
     ),
     "init.skip": Check(lambda value: not isinstance(value, str) and all(map(regular, value)), "regular expressions"),
     "eval.every_epochs": ABOVE_0,
@@ -157,6 +158,8 @@ MODEL = {
     "model.reasoning": among("sgr", "saf"),
     "model.relation": among("sum_max", "defrag"),
     "model.bn_position": among("hidden", "output"),
+    "model.hidden": Check(lambda value: all(int(x) == x >= 1 for x in value), "widths, (512, 256) say"),
+    "mte.adversary": among("reversal", "flipped"),
     "scan.pool": among(*POOLS),
     "chan.pool": among(*MATCH_POOLS),
     "adapt.pool": among(*FOVEAS),
@@ -186,7 +189,7 @@ def check(config: Config) -> None:
 
 def _check(config: Config, place: str) -> None:
     for key, value in configs.flatten(config).items():
-        condition = find(key, str(config.model.name))
+        condition = find(*within(key, config))
         try:
             good = condition is None or condition.holds(value)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
@@ -194,6 +197,14 @@ def _check(config: Config, place: str) -> None:
         if condition is not None and not good:
             shown = f'"{value}"' if isinstance(value, str) else f"{value}"
             raise UsageError(f"{place}.{key} is {shown}; it must be {condition.words}.")
+
+
+def within(key: str, config: Config) -> tuple[str, str]:
+    """A key of a system within a system (``model.tower.norm``) as that system's own, and the name of the system."""
+    system, (group, *path) = config.model, key.split(".")
+    while group == "model" and configs.is_system(system[path[0]]):
+        system, path = system[path[0]], path[1:]
+    return ".".join((group, *path)), str(system.name)
 
 
 def find(key: str, model: str) -> Check | None:

@@ -120,8 +120,9 @@ def identity_of(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, A
         identity["text"] = json_of(dense)
     if added:
         identity["image"] = json_of(added)
-    if config.model.name.endswith(".py"):
-        identity["model"] = hashlib.sha256(Path(config.model.name).read_bytes()).hexdigest()
+    files = [Path(system.name) for system in configs.systems(config) if system.name.endswith(".py")]
+    if files:
+        identity["model"] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return identity
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax import config as configs
 from xmodal_jax.data import pixels
 from xmodal_jax.data.records import Dataset
 from xmodal_jax.errors import UsageError
@@ -22,8 +23,11 @@ from xmodal_jax.types import FACT_FIELDS, Batch, Config, Facts, Feature, Images,
 
 
 @functools.cache
-def model_class(name: str) -> type[Matcher]:
+def model_class(name: str, key: str = "config.model") -> type[Matcher]:
     """Class ``Model`` of the module ``xmodal_jax.models.<name>``, or of a ``.py`` file of the user's.
+
+    Args:
+        key: where the config names it, for what is said of one that cannot be had.
 
     Raises:
         UsageError: no such module or file, or one without that class.
@@ -32,7 +36,7 @@ def model_class(name: str) -> type[Matcher]:
     try:
         if path.suffix == ".py":
             if not path.is_file():
-                raise UsageError(f"{path}: no such model file (config.model.name); give its path.")
+                raise UsageError(f"{path}: no such model file ({key}.name); give its path.")
             key = f"_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
             spec = importlib.util.spec_from_file_location(key, path)
             assert spec is not None and spec.loader is not None
@@ -44,7 +48,7 @@ def model_class(name: str) -> type[Matcher]:
     except UsageError:
         raise
     except ModuleNotFoundError as error:
-        raise UsageError(f'No model "{name}" (config.model.name): {error}.') from error
+        raise UsageError(f'No model "{name}" ({key}.name): {error}.') from error
     except Exception as error:  # a model file is the user's Python: whatever it raises is about the file
         raise UsageError(f"Model file {name} cannot be loaded: {type(error).__name__}: {error}.") from error
     model = getattr(module, "Model", None)
@@ -56,17 +60,26 @@ def model_class(name: str) -> type[Matcher]:
 def make_model(config: Config, facts: Facts) -> Matcher:
     """The model of ``config.model``; fields that are named like a fact and left out there are filled from ``facts``.
 
+    A field that is a group with a name is a system too, and the model gets what is made of it in the same way.
+
     Raises:
         UsageError: no such model, or a field that it does not have.
     """
-    fields = dict(config.model)
-    model = model_class(fields.pop("name"))
+    return _make_model(config.model, facts, "config.model")
+
+
+def _make_model(group: Config, facts: Facts, key: str) -> Matcher:
+    fields = {
+        name: _make_model(value, facts, f"{key}.{name}") if configs.is_system(value) else value
+        for name, value in group.items()
+    }
+    model = model_class(str(fields.pop("name")), key)
     names = {field.name for field in dataclasses.fields(model)}  # type: ignore[arg-type]
     known = {name: getattr(facts, name) for name in FACT_FIELDS if name in names}
     try:
         return model(**{**known, **fields})
     except TypeError as error:
-        raise UsageError(f"config.model: {error}.") from error
+        raise UsageError(f"{key}: {error}.") from error
 
 
 def inputs_of(config: Config) -> Inputs:

@@ -23,7 +23,7 @@ def match_rules(params: Any, rules: list[dict[str, Any]]) -> Any:
 
     Args:
         params: tree of parameters.
-        rules: ``{"match": regex, "lr": multiplier, "decay": multiplier}``; ``lr`` 0 freezes.
+        rules: ``{"match": regex, "lr": multiplier, "decay": multiplier, "clip": bool}``; ``lr`` 0 freezes.
 
     Returns:
         A tree like ``params`` of indices into ``rules``.
@@ -94,11 +94,12 @@ def make_optimiser(optim: Config, params: Any, schedule: optax.Schedule) -> opta
 
     Order: frozen gradients become zero; clip by element, by tensor, by global norm; weight decay inside the gradient
     (adam, adamax, sgd: L2 as in PyTorch) or beside it (adamw); the rule; learning-rate multipliers; the schedule.
+    Parameters of a rule with ``clip`` False neither count in the global norm nor are scaled by it.
 
     Raises:
         UsageError: an unknown optimiser or a rule problem (see :func:`match_rules`).
     """
-    rules = [{"lr": 1.0, "decay": 1.0, **dict(rule)} for rule in optim.rules]
+    rules = [{"lr": 1.0, "decay": 1.0, "clip": True, **dict(rule)} for rule in optim.rules]
     chosen = match_rules(params, rules)
     rates = jax.tree.map(lambda i: float(rules[i]["lr"]), chosen)
     live = jax.tree.map(lambda rate: float(rate != 0), rates)
@@ -110,6 +111,8 @@ def make_optimiser(optim: Config, params: Any, schedule: optax.Schedule) -> opta
     if optim.clip_tensor_norm:
         parts.append(clip_by_tensor_norm(optim.clip_tensor_norm))
     if optim.clip_norm:
-        parts.append(optax.clip_by_global_norm(optim.clip_norm))
+        clip = optax.clip_by_global_norm(optim.clip_norm)
+        clipped = jax.tree.map(lambda i: bool(rules[i]["clip"]), chosen)
+        parts.append(clip if all(jax.tree.leaves(clipped)) else optax.masked(clip, clipped))
     parts += [update_rule(optim), decay] if optim.name == "adamw" else [decay, update_rule(optim)]
     return optax.chain(*parts, scale_by_tree(rates), optax.scale_by_learning_rate(schedule))

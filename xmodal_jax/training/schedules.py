@@ -81,6 +81,26 @@ def learning_rate(optim: Config, *, steps: int, per_epoch: int) -> optax.Schedul
     return value
 
 
+def weights(config: Config, *, per_epoch: int) -> dict[str, Any]:
+    """Weights of the losses: numbers, or functions of the stage's step for those that ``config.ramps`` names.
+
+    Such a weight rises from 0 by 2 / (1 + exp(-10 p)) - 1 of its value, p the share of the ramp that is done (Ganin and
+    Lempitsky, ICML 2015, section 4.1, there over the whole training).
+
+    Raises:
+        UsageError: a ramp of a loss that has no weight.
+    """
+
+    def ramp(value: float, steps: int) -> optax.Schedule:
+        return lambda step: value * (2.0 / (1.0 + jnp.exp(-10.0 * jnp.minimum(step / steps, 1.0))) - 1.0)
+
+    unknown = sorted(set(config.ramps) - set(config.weights))
+    if unknown:
+        raise UsageError(f"config.ramps names {', '.join(unknown)}, which config.weights does not.")
+    steps = {name: round(epochs * per_epoch) for name, epochs in config.ramps.items()}
+    return {n: ramp(value, steps[n]) if value and steps.get(n) else value for n, value in config.weights.items()}
+
+
 # Keys of config.loss that are no options of a loss themselves
 NOT_OPTIONS = ("name", "warmup_epochs", "anneal", "mask_same_image", "mask_same_text")
 

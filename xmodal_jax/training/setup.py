@@ -235,7 +235,7 @@ def make_objective(config: Config, per_epoch: int, mesh: Mesh | None = None) -> 
             known = ", ".join(chunked.LOSSES)
             raise UsageError(f'The loss "{config.loss.name}" cannot be taken in chunks (config.chunk), only {known}.')
         rank_loss = chunked.LOSSES[config.loss.name]
-    weights = dict(config.weights)
+    weights = schedules.weights(config, per_epoch=per_epoch)
     masks = bool(config.loss.mask_same_image), bool(config.loss.get("mask_same_text"))
     extras = tuple(name for name in ("pairing", "image_scores", "text_scores") if name in parameters)
     return Objective(rank_loss, options, weights, *masks, block, mesh, extras, config.chunk)

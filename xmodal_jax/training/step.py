@@ -59,11 +59,11 @@ def make_state(initial: Initial, optimiser: Any, seed: int, ema_decay: float) ->
 
 
 class Objective(NamedTuple):
-    """What a stage minimises. ``options`` of the rank loss are numbers, or functions of the stage's step."""
+    """What a stage minimises. Weights, and options of the rank loss, are numbers or functions of the stage's step."""
 
     rank_loss: Callable[..., jax.Array]
     options: Mapping[str, float | optax.Schedule]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | optax.Schedule]
     mask_same_image: bool = False
     mask_same_text: bool = False
     block: Block | None = None  # pairs scored at a time; chosen by the kind of device where None
@@ -124,7 +124,10 @@ def loss_fn(
     image_repr, text_repr = jax.tree.map(gather, (image[0], text[0]))
     pairing = jax.tree.map(gather, Pairing.of(batch.image, batch.text))
 
-    options = {name: value(stage_step) if callable(value) else value for name, value in objective.options.items()}
+    def at_step(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value(stage_step) if callable(value) else value for name, value in values.items()}
+
+    options, weights = at_step(objective.options), at_step(objective.weights)
     terms = dict(aux)
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in options.items()}
     if objective.weights.get("rank", 0.0):
@@ -169,8 +172,9 @@ def loss_fn(
             "score_positive": jnp.sum(jnp.where(real, matched, 0.0)) / jnp.maximum(count, 1),
             "score_hardest": jnp.sum(jnp.where(rows, hardest, 0.0)) / jnp.maximum(jnp.sum(rows), 1),
         }
+    metrics |= {f"weight_{name}": weights[name] for name, weight in objective.weights.items() if callable(weight)}
     # A term without weight is logged alone: its backward pass would cost as much as another's.
-    weighed = [objective.weights[name] * term for name, term in terms.items() if objective.weights[name]]
+    weighed = [weights[name] * term for name, term in terms.items() if objective.weights[name]]
     loss = sum(weighed, start=jnp.zeros(()))
     return loss, ({"loss": loss, **terms, **metrics}, state)
 

@@ -73,7 +73,9 @@ def attributes(model: type) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    return "by config" if value is None else f"`{tuple(value) if isinstance(value, list) else value!r}`"
+    if value is None or value is dataclasses.MISSING:
+        return "by config"
+    return f"`{tuple(value) if isinstance(value, list) else value!r}`"
 
 
 def _range(key: str, system: str, value: Any) -> str:

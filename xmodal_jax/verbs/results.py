@@ -92,13 +92,14 @@ def about(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     words = [argument, *(shlex.quote(f"--config.{key}={value}") for key, value in overrides.items())]
     lines = log.read(workdir / "metrics.jsonl")
     data = content["data"] if "trained_on" in content else Path(config.data.dir).name
+    feature = next((system.feature for system in configs.systems(config) if "feature" in system), "global")
     return {
         **found,
         "system": Path(config.model.name).stem,
         "config": argument,
         "options": " ".join(f"{key}={value}" for key, value in given.items()),
         "command": f"xmodal train --config {' '.join(words)}" if ":" in argument else "",
-        "data": f"{data}{split}, {config.model.get('feature', 'global')}",
+        "data": f"{data}{split}, {feature}",
         "seed": (config.seed,),
         "steps": (lines[-1]["step"],) if lines else (),
         "state": "finished" if (workdir / "finished.json").is_file() else "not finished",
