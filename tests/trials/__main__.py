@@ -51,11 +51,11 @@ def main() -> int:
             for failure in row.failures:
                 print(f"FAILED {name}, seed {args.seed}, {failure}")
             print(f"{name}: {rows[name]}", flush=True)
+            if args.json:
+                figures.keep(args.json, {name: rows[name]}, args.seed)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(f"{sum(row['tries'] for row in rows.values()):,} tries, {failed} failures, {time.monotonic() - began:.0f} s")
-    if args.json:
-        figures.keep(args.json, rows, args.seed, time.monotonic() - began)
     return int(failed > 0)
 
 

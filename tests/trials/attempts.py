@@ -18,10 +18,44 @@ class Attack(NamedTuple):
 
 
 ATTACKS: dict[str, Attack] = {
-    "kill-train": Attack(kills.kill_trainings, 70, "", ""),
-    "kill-make": Attack(kills.kill_makers, 30, "", ""),
-    "flips": Attack(damage.flips, 1000, "", ""),
-    "cuts": Attack(damage.cuts, 200, "", ""),
-    "disk": Attack(disks.disks, 60, "", ""),
-    "together": Attack(together.together, 70, "", ""),
+    "kill-train": Attack(
+        kills.kill_trainings,
+        70,
+        "SIGKILL while training: at a random moment, or just before a random change of a file (start, claim of the "
+        "folder, saves, the rewriting of a resumed run's log, the end), up to three kills a run",
+        "every step that counts matches its manifest, and {trainings} runs went on to the parameters, optimiser, random "
+        "numbers, steps and log of one that nobody killed, bit by bit",
+    ),
+    "kill-make": Attack(
+        kills.kill_makers,
+        30,
+        "SIGKILL while importing, exporting or indexing",
+        "nothing half-written stands under its name, and the next run makes the same folder",
+    ),
+    "flips": Attack(
+        damage.flips,
+        1000,
+        "one bit flipped in a file of a run, a data set, a bundle or a gallery",
+        "the verb that uses it answers as before, or with one sentence and exit code 3 or 4; never another number",
+    ),
+    "cuts": Attack(
+        damage.cuts,
+        200,
+        "such a file cut short, or its end filled with zeros",
+        "the same",
+    ),
+    "disk": Attack(
+        disks.disks,
+        60,
+        "a disk ({disk}) that is full while training, importing, exporting, indexing, evaluating or adding text features",
+        "one sentence and exit code 3 or 4, what was there before is kept, and with room the same command ends as if "
+        "nothing had happened",
+    ),
+    "together": Attack(
+        together.together,
+        70,
+        "two processes in one folder: two trainings, imports, exports or indexings, or a training beside `eval --watch`, "
+        "`export` or `show`",
+        "one of them is refused in a sentence or waits for nothing, and the folder is that of one process alone",
+    ),
 }

@@ -23,6 +23,16 @@ class Use(NamedTuple):
     answers: Sequence[str]
 
 
+def grouped(folder: Path) -> list[list[Path]]:
+    """Files by what they are, so that the log of a run is damaged as often as one of its fifty files of checkpoints."""
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+        name = path.relative_to(folder)
+        known = name.parts[-1] if "checkpoints" not in name.parts else f"checkpoints {name.parts[-1][:8]}"
+        groups.setdefault("data" if re.fullmatch(r"checkpoints [0-9a-f]{8}", known) else known, []).append(name)
+    return list(groups.values())
+
+
 class Scene:
     """Copies under one name, so that sentences and answers name the same paths every time."""
 
@@ -30,10 +40,7 @@ class Scene:
         self.things, self.here = things, things.root / "damaged"
         self.known: dict[str, Use] = {}
         self.sources = {name: getattr(things, name) for name in KINDS}
-        self.files = {
-            name: sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-            for name, folder in self.sources.items()
-        }
+        self.files = {name: grouped(folder) for name, folder in self.sources.items()}
 
     def fresh(self, kind: str) -> Path:
         shutil.rmtree(self.here, ignore_errors=True)
@@ -105,7 +112,7 @@ def train_again(scene: Scene, whole: Any) -> str:
 def damage_try(scene: Scene, whole: Any, way: Any, rng: random.Random) -> tuple[str, str]:
     """What was damaged and what is wrong with the answers."""
     kind = rng.choices(KINDS, (3, 2, 2, 3))[0]
-    name = rng.choice(scene.files[kind])
+    name = rng.choice(rng.choice(scene.files[kind]))
     use = scene.use(kind, name.as_posix())
     path = scene.fresh(kind) / name
     before = path.read_bytes()
@@ -137,7 +144,9 @@ def damage(things: Things, tries: int, seed: int, first: int, name: str) -> Row:
 
     whole = sound(forked(work)).value
     for number in range(first, first + tries):
-        how, wrong = damage_try(scene, whole, {"flip": flip, "cut": cut}[name], random.Random(f"{seed}/{name}/{number}"))
+        how, wrong = damage_try(
+            scene, whole, {"flip": flip, "cut": cut}[name], random.Random(f"{seed}/{name}/{number}")
+        )
         if wrong:
             failures.append(f"try {number}: {how}: {wrong}")
     return Row(tries, failures, {})

@@ -153,6 +153,3 @@ def disks(things: Things, tries: int, seed: int, first: int) -> Row:
             done, number = done + (full or bool(wrong)), number + 1
         how = "tmpfs" if disk.mounted else "limit of a file's size"
     return Row(done, failures, {"disk": how})
-
-
-

@@ -168,9 +168,7 @@ def kill_makers(things: Things, tries: int, seed: int, first: int) -> Row:
             makers.search(out),
         ),
     ]
-    victims = [
-        Made(Victim(out, argv), check, sound(run(*check)).out, files_of(out)) for out, argv, check in lines
-    ]
+    victims = [Made(Victim(out, argv), check, sound(run(*check)).out, files_of(out)) for out, argv, check in lines]
     done, failures, number = 0, [], first
     while done < tries:
         kills, wrong = make_try(victims[number % len(victims)], random.Random(f"{seed}/half/{number}"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers import planted
+
 from trials.harness import forked, imported, run, sound, verb
 
 TINY = ("train", "--config", "vse.py:vsepp,tiny", "--config.model.feature=region", "--config.data.minimum_count=1")
@@ -43,9 +44,10 @@ def precomp(folder: Path) -> Path:
     folder.mkdir()
     for split, count in (("train", 12), ("dev", 4), ("test", 4)):
         np.save(folder / f"{split}_ims.npy", random.normal(size=(count, 3, 8)).astype(np.float32))
-        lines = [f"red{n % 4} big{k % 4} sea{n} x{k}" for n in range(count) for k in range(5)]
+        lines = [f"red{n % 4} big{k % 4} sea{n} {split}{k}" for n in range(count) for k in range(5)]
         (folder / f"{split}_caps.txt").write_text("\n".join(lines) + "\n")
-        (folder / f"{split}_ids.txt").write_text("".join(f"{n}\n" for n in range(count) for _ in range(5)))
+        start = {"train": 0, "dev": 12, "test": 16}[split]
+        (folder / f"{split}_ids.txt").write_text("".join(f"{start + n}\n" for n in range(count) for _ in range(5)))
     return folder
 
 

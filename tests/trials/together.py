@@ -56,9 +56,7 @@ def pairs(things: Things) -> dict[str, Pair]:
 
     found: dict[str, Pair] = {
         "train and train": lambda rng: trained(rng, train),
-        "train and eval --watch": lambda rng: trained(
-            rng, ["eval", "--workdir", out, "--watch", "--interval", "0.05"]
-        ),
+        "train and eval --watch": lambda rng: trained(rng, ["eval", "--workdir", out, "--watch", "--interval", "0.05"]),
         "train and export": lambda rng: trained(rng, ["export", "--workdir", out, "--out", fresh(root / "exported")]),
         "train and show": lambda rng: trained(rng, ["show", out]),
     }
@@ -88,5 +86,3 @@ def together(things: Things, tries: int, seed: int, first: int) -> Row:
         if wrong := pair(random.Random(f"{seed}/together/{number}")):
             failures.append(f"try {number}: {name}: {wrong}")
     return Row(tries, failures, {})
-
-
