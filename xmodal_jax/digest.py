@@ -28,6 +28,11 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with its digest, as :func:`digest` finds it again."""
+    return {**content, "sha256": digest(content)}
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a file as a whole: it has all of ``content`` or, after a kill or a refusal, what it had before.
 
