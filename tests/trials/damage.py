@@ -134,7 +134,8 @@ def damage_try(scene: Scene, whole: Any, way: Any, rng: random.Random) -> tuple[
 def damage(things: Things, tries: int, seed: int, first: int, name: str) -> Row:
     """``tries`` damages of one kind, a file each."""
     if not (other := things.root / "other").exists():
-        shutil.copytree(things.run, other)
+        sound(run(*makers.training(things.data, other), "--config.seed=1"))
+        sound(run("eval", "--workdir", other))
     scene, failures = Scene(things), []
     scene.fresh("data")
 

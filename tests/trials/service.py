@@ -1,4 +1,4 @@
-"""The service under clients that mean it harm: its memory before and after, and whether others are answered meanwhile."""
+"""The service under clients that mean it harm: its memory, and whether others are answered meanwhile."""
 
 from __future__ import annotations
 

@@ -125,7 +125,17 @@ def load_text_model(path: str | os.PathLike[str]) -> TextModel:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays.pop("about").tobytes())
         return TextModel(about, about.pop("words"), arrays)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError, *BROKEN) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+        *BROKEN,
+    ) as error:
         raise DataError(f"{path} is no text model or is damaged ({error}); add the text features again.") from None
 
 
