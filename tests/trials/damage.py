@@ -46,7 +46,7 @@ class Scene:
         shutil.rmtree(self.here, ignore_errors=True)
         return Path(shutil.copytree(self.sources[kind], self.here / kind))
 
-    def lines(self, kind: str, name: str) -> list[list[object]]:
+    def lines(self, kind: str, name: str) -> list[list[Any]]:
         """The command lines that read a file."""
         here = self.here / kind
         if kind == "bundle":

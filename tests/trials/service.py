@@ -67,7 +67,7 @@ class Service:
 
 def without_times(body: bytes) -> bytes:
     """An answer without what differs from one to the next."""
-    with contextlib.suppress(ValueError, AttributeError):
+    with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):
         return json.dumps([(hit["row"], hit["score"]) for hit in json.loads(body)["hits"]]).encode()
     return body
 
@@ -169,8 +169,9 @@ def each(ask: Callable[[socket.socket, random.Random], set[int]]) -> Attack:
 
 def oversized(client: socket.socket, rng: random.Random) -> set[int]:
     if rng.random() < 0.5:
-        send(client, head("/search/picture", rng.choice([10_000_001, 1 << 40, "9" * 300])))
-        return {413}
+        length = rng.choice([10_000_001, 1 << 40, "9" * 300])
+        send(client, head("/search/picture", length))
+        return {413, 400} if isinstance(length, str) else {413}  # the HTTP library takes no number of so many digits
     send(client, head("/search").replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n"))
     for _ in range(3):
         send(client, b"10000\r\n" + b"x" * 65536 + b"\r\n")

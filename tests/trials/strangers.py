@@ -39,7 +39,7 @@ class Case(NamedTuple):
     """One attack: what is put where, below a folder of its own, and the verb that reads it."""
 
     name: str
-    make: Callable[[Path], list[object]]  # fills a folder and gives the command line
+    make: Callable[[Path], list[Any]]  # fills a folder and gives the command line
     harmless: bool = False  # whether the verb may also answer
 
 
@@ -151,10 +151,10 @@ def seal(folder: Path, kind: str) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def in_folder(things: Things, kind: str, name: str, evil: Evil, argv: Callable[[Path], list[object]]) -> Case:
+def in_folder(things: Things, kind: str, name: str, evil: Evil, argv: Callable[[Path], list[Any]]) -> Case:
     """A file of a folder replaced, and the folder sealed again where that still can be done."""
 
-    def make(here: Path) -> list[object]:
+    def make(here: Path) -> list[Any]:
         folder = here / kind
         shutil.copytree(getattr(things, kind), folder)
         (folder / name).write_bytes(evil.data)
@@ -168,7 +168,7 @@ def in_folder(things: Things, kind: str, name: str, evil: Evil, argv: Callable[[
     return Case(f"{kind}/{name}: {evil.name}", make, harmless=True)
 
 
-def uses(things: Things) -> dict[str, Callable[[Path], list[object]]]:
+def uses(things: Things) -> dict[str, Callable[[Path], list[Any]]]:
     """The verb that reads a folder of each kind."""
     return {
         "bundle": lambda folder: ["eval", "--bundle", folder, "--data", things.data],
@@ -193,7 +193,7 @@ def folder_cases(things: Things, marker: Path) -> Iterator[Case]:
                 yield in_folder(things, kind, name, evil, argv[kind])
     for evil in evil_json((things.run / "metrics.jsonl").read_text()):
         yield in_folder(things, "run", "metrics.jsonl", evil, lambda folder: ["show", folder])
-    (array,) = {path.relative_to(things.gallery).as_posix() for path in things.gallery.glob("images/*.npy")}
+    array = min(path.relative_to(things.gallery).as_posix() for path in things.gallery.glob("images/*.npy"))
     for evil in evil_arrays(marker):
         yield in_folder(things, "gallery", array, evil, argv["gallery"])
     for evil in evil_parameters():
@@ -242,7 +242,7 @@ def path_cases(things: Things, marker: Path) -> Iterator[Case]:
     names = ["../outside", "a/../../outside", "/etc/passwd", str(secret), "..\\outside", "./../outside", "link", "\0"]
     for kind, name in itertools.product(("bundle", "gallery", "data"), names):
 
-        def make(here: Path, kind: str = kind, name: str = name) -> list[object]:
+        def make(here: Path, kind: str = kind, name: str = name) -> list[Any]:
             folder = Path(shutil.copytree(getattr(things, kind), here / kind))
             (here / "outside").write_text(SECRET)
             (folder / "link").symlink_to(secret)
@@ -258,7 +258,7 @@ def path_cases(things: Things, marker: Path) -> Iterator[Case]:
         yield Case(f"{kind}: the manifest names {name!r}", make, harmless=kind == "data")
     for name in names:
 
-        def picture(here: Path, name: str = name) -> list[object]:
+        def picture(here: Path, name: str = name) -> list[Any]:
             folder = Path(shutil.copytree(things.gallery, here / "gallery"))
             lines = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
             for line in lines:
@@ -277,12 +277,12 @@ def source_cases(things: Things, marker: Path) -> Iterator[Case]:
     """Files that `data import`, `eval --embeddings`, `results` and `convert` read."""
     for evil in evil_arrays(marker):
 
-        def precomp(here: Path, evil: Evil = evil) -> list[object]:
+        def precomp(here: Path, evil: Evil = evil) -> list[Any]:
             source = Path(shutil.copytree(things.precomp, here / "source"))
             (source / "dev_ims.npy").write_bytes(evil.data)
             return list(makers.importing(source, here / "out"))
 
-        def embeddings(here: Path, evil: Evil = evil) -> list[object]:
+        def embeddings(here: Path, evil: Evil = evil) -> list[Any]:
             (here / "a.npy").write_bytes(evil.data)
             np.save(here / "b.npy", np.ones((4, 8), np.float32))
             (here / "map.json").write_text("[0, 1, 2, 3]")
@@ -293,7 +293,7 @@ def source_cases(things: Things, marker: Path) -> Iterator[Case]:
     result = next((things.run / "eval").glob("*.json"))
     for evil in evil_json(result.read_text()):
 
-        def results(here: Path, evil: Evil = evil) -> list[object]:
+        def results(here: Path, evil: Evil = evil) -> list[Any]:
             (here / "test-8.json").write_bytes(evil.data)
             return ["results", here / "test-8.json"]
 
@@ -302,7 +302,7 @@ def source_cases(things: Things, marker: Path) -> Iterator[Case]:
     for kind, text in (("karpathy", json.dumps(karpathy)), ("jsonl", '{"image": "a.jpg", "caption": "a red dog"}')):
         for evil in evil_json(text):
 
-            def captions(here: Path, evil: Evil = evil, kind: str = kind) -> list[object]:
+            def captions(here: Path, evil: Evil = evil, kind: str = kind) -> list[Any]:
                 (here / "captions.json").write_bytes(evil.data)
                 np.save(here / "f.npy", np.ones((1, 4), np.float32))
                 columns = ["--image-col", "image", "--caption-col", "caption"] if kind == "jsonl" else []
@@ -313,7 +313,7 @@ def source_cases(things: Things, marker: Path) -> Iterator[Case]:
     bomb = zlib.compress(bytes(64 << 20), 9)
     for name in ("f.npz", "f.pkl", "f.h5", "f.mat"):
 
-        def store(here: Path, name: str = name) -> list[object]:
+        def store(here: Path, name: str = name) -> list[Any]:
             (here / "t.csv").write_text("image,caption\na.jpg,a red dog\n")
             if name == "f.npz":
                 with zipfile.ZipFile(here / name, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -333,7 +333,7 @@ def checkpoint_cases(marker: Path) -> Iterator[Case]:
     """The crafted PyTorch files of :mod:`attacks`."""
     for attack in attacks(marker):
 
-        def make(here: Path, data: bytes = attack.data) -> list[object]:
+        def make(here: Path, data: bytes = attack.data) -> list[Any]:
             (here / "model_best.pth.tar").write_bytes(data)
             return ["convert", "vsepp", here / "model_best.pth.tar", "--out", here / "bundle"]
 
@@ -343,7 +343,7 @@ def checkpoint_cases(marker: Path) -> Iterator[Case]:
 # Tries
 
 
-def measured(argv: list[object]) -> tuple[int, int]:
+def measured(argv: list[Any]) -> tuple[int, int]:
     """A verb within bounds of memory, and how many bytes it took at its most."""
     code = verb(*argv)
     return code, max(

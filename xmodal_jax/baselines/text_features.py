@@ -42,7 +42,12 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of each kind, with the defaults; None:
     "tfidf": {"pca": 0},
     "fisher": {"whiten": "none", "components": 30, "mixture": "hglmm", "fit": "words", "pca": None},
 }
-BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError)  # what a damaged .npz raises beside the usual
+BROKEN = (
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)  # what a damaged .npz raises beside the usual
 Bags = Sequence[Counter[str]]
 
 
