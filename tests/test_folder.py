@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import planted
 
-from xmodal_jax import cli
+from xmodal_jax import cli, digest
 from xmodal_jax import config as configs
 from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, DataError
@@ -125,6 +125,7 @@ def test_figures_on_other_data_are_kept_apart_and_name_it(run, tmp_path, capsys)
     assert cli.run(["eval", *second]) == 0
     before = (run / "eval" / "test-2.json").read_bytes()
     assert json.loads(before)["data"] == "planted" and "trained_on" not in json.loads(before)
+    assert json.loads(before)["sha256"] == digest.digest(json.loads(before))
     capsys.readouterr()
     assert cli.run(["eval", *second, "--data", str(other), "--json", str(table)]) == 0
     title = capsys.readouterr().out.splitlines()[0]
