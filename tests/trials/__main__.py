@@ -43,13 +43,12 @@ def main() -> int:
         for name in args.only or ATTACKS:
             attack = ATTACKS[name]
             tries = args.tries or (max(attack.tries // 20, min(attack.tries, 3)) if args.quick else attack.tries)
+            print(f"{name}: {tries:,} tries from {args.first} on, seed {args.seed}", flush=True)
             start = time.monotonic()
             row = attack.run(things, tries, args.seed, args.first)
             rows[name] = {"tries": row.tries, "survived": row.tries - len(row.failures), **row.notes}
             rows[name]["seconds"] = round(time.monotonic() - start)
             failed += len(row.failures)
-            for failure in row.failures:
-                print(f"FAILED {name}, seed {args.seed}, {failure}")
             print(f"{name}: {rows[name]}", flush=True)
             if args.json:
                 figures.keep(args.json, {name: rows[name]}, args.seed)

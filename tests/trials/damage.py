@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trials import makers
-from trials.harness import Outcome, Row, forked, refused, run, sound, verb
+from trials.harness import Failures, Outcome, Row, forked, refused, run, sound, verb
 from trials.makers import Things
 
 KINDS = ("run", "data", "bundle", "gallery")
@@ -136,7 +136,7 @@ def damage(things: Things, tries: int, seed: int, first: int, name: str) -> Row:
     if not (other := things.root / "other").exists():
         sound(run(*makers.training(things.data, other), "--config.seed=1"))
         sound(run("eval", "--workdir", other))
-    scene, failures = Scene(things), []
+    scene, failures = Scene(things), Failures()
     scene.fresh("data")
 
     def work() -> tuple[int, Any]:
@@ -149,7 +149,7 @@ def damage(things: Things, tries: int, seed: int, first: int, name: str) -> Row:
             scene, whole, {"flip": flip, "cut": cut}[name], random.Random(f"{seed}/{name}/{number}")
         )
         if wrong:
-            failures.append(f"try {number}: {how}: {wrong}")
+            failures.add(f"try {number}: {how}: {wrong}")
     return Row(tries, failures, {})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trials import kills, makers
-from trials.harness import Outcome, Row, forked, refused, run, sound, verb
+from trials.harness import Failures, Outcome, Row, forked, refused, run, sound, verb
 from trials.makers import Things
 
 PAGE = 4096
@@ -143,13 +143,13 @@ def cases(things: Things, disk: Disk) -> Iterator[tuple[Case, Callable[[], str]]
 
 def disks(things: Things, tries: int, seed: int, first: int) -> Row:
     """Full disks while training, importing, exporting, indexing, evaluating and adding text features."""
-    failures, done, number = [], 0, first
+    failures, done, number = Failures(), 0, first
     with Disk(things.root / "disk") as disk:
         every = list(cases(things, disk))
         while done < tries and number < first + 4 * tries:
             case, kept = every[number % len(every)]
             full, wrong = disk_try(case, kept, random.Random(f"{seed}/disk/{number}"))
-            failures += [f"try {number}: {wrong}"] if wrong else []
+            failures.add(f"try {number}: {wrong}" if wrong else "")
             done, number = done + (full or bool(wrong)), number + 1
         how = "tmpfs" if disk.mounted else "limit of a file's size"
     return Row(done, failures, {"disk": how})

@@ -42,11 +42,21 @@ class Outcome(NamedTuple):
         return (self.err.strip().splitlines() or ["nothing"])[-1][:300]
 
 
+class Failures(list[str]):
+    """What went wrong, each with the number of the try; printed at once, as a long run may be ended early."""
+
+    def add(self, text: str) -> None:
+        """Note and print a failure; nothing where ``text`` is empty."""
+        if text:
+            self.append(text)
+            print(f"FAILED {text}", flush=True)
+
+
 class Row(NamedTuple):
     """What came of one attack."""
 
     tries: int
-    failures: list[str]  # each with what repeats it
+    failures: Failures
     notes: dict[str, Any]
 
 

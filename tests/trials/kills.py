@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trials import makers
-from trials.harness import Child, Outcome, Row, forked, refused, run, sound, verb
+from trials.harness import Child, Failures, Outcome, Row, forked, refused, run, sound, verb
 from trials.makers import Things
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.move", "shutil.copyfile"}
@@ -143,10 +143,10 @@ def kill_trainings(things: Things, tries: int, seed: int, first: int) -> Row:
     out = things.root / "killed"
     victim = Victim(out, makers.training(things.data, out))
     whole = sound(forked(lambda: (0, makers.fingerprint(out)))).value
-    done, failures, number = 0, [], first
+    done, failures, number = 0, Failures(), first
     while done < tries:
         kills, wrong = train_try(victim, whole, random.Random(f"{seed}/kill/{number}"), min(3, tries - done))
-        failures += [f"try {number}: {wrong}"] if wrong else []
+        failures.add(f"try {number}: {wrong}" if wrong else "")
         done, number = done + kills, number + 1
     return Row(done, failures, {"trainings": number - first})
 
@@ -169,9 +169,9 @@ def kill_makers(things: Things, tries: int, seed: int, first: int) -> Row:
         ),
     ]
     victims = [Made(Victim(out, argv), check, sound(run(*check)).out, files_of(out)) for out, argv, check in lines]
-    done, failures, number = 0, [], first
+    done, failures, number = 0, Failures(), first
     while done < tries:
         kills, wrong = make_try(victims[number % len(victims)], random.Random(f"{seed}/half/{number}"))
-        failures += [f"try {number}: {wrong}"] if wrong else []
+        failures.add(f"try {number}: {wrong}" if wrong else "")
         done, number = done + kills, number + 1
     return Row(done, failures, {})

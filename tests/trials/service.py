@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trials import makers
-from trials.harness import Child, Row, forked, sound, verb
+from trials.harness import Child, Failures, Row, forked, sound, verb
 from trials.makers import Things
 
 DEADLINE, AMPLE = 8.0, 60.0  # seconds that a request may take, here and where nothing is late on purpose
@@ -233,7 +233,7 @@ def services(things: Things, tries: int, seed: int, first: int) -> Row:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limit[1]), limit[1]))
     full = sum(count for count, _ in ATTACKS.values())
-    service, failures, done, slowest = Service(things.gallery), [], 0, 0.0
+    service, failures, done, slowest = Service(things.gallery), Failures(), 0, 0.0
     try:
         for _ in range(20):
             service.ask()
@@ -245,15 +245,16 @@ def services(things: Things, tries: int, seed: int, first: int) -> Row:
                 meanwhile = service.ask()
                 slowest = max(slowest, time.monotonic() - began)
                 if meanwhile != (200, service.answer):
-                    failures.append(f"{name}: a question meanwhile is answered {meanwhile[0]}: {meanwhile[1][:200]!r}")
-                failures += [f"{name}: {text}" for text in wrong()]
+                    failures.add(f"{name}: a question meanwhile is answered {meanwhile[0]}: {meanwhile[1][:200]!r}")
+                for text in wrong():
+                    failures.add(f"{name}: {text}")
             if service.ask() != (200, service.answer):
-                failures.append(f"{name}: afterwards the service does not answer as before")
+                failures.add(f"{name}: afterwards the service does not answer as before")
             done += count
         after = service.memory()
         if after - before > GROWTH:
-            failures.append(f"it has grown from {before} to {after} MiB")
-        failures += [f"in its log: {text}" for text in ["Traceback"] if text in service.child.text("err")]
+            failures.add(f"it has grown from {before} to {after} MiB")
+        failures.add("a traceback in its log" if "Traceback" in service.child.text("err") else "")
     finally:
         service.close()
     notes = {"before": before, "after": after, "slowest_ms": round(1000 * slowest)}
@@ -278,7 +279,7 @@ def replaced(things: Things, tries: int, seed: int, first: int) -> Row:
         alone.close()
     shutil.rmtree(here, ignore_errors=True)
     shutil.copytree(things.gallery, here)
-    service, failures, asked = Service(here, AMPLE), [], 0
+    service, failures, asked = Service(here, AMPLE), Failures(), 0
     rng = random.Random(f"{seed}/replaced/{first}")
     try:
         for number in range(first, first + tries):
@@ -288,11 +289,11 @@ def replaced(things: Things, tries: int, seed: int, first: int) -> Row:
             while answer != (200, wanted) and time.monotonic() < until:
                 answer, asked = service.ask(), asked + 1
                 if answer[0] != 200 or answer[1] not in answers:
-                    failures.append(f"try {number}: answered {answer[0]}: {answer[1][:200]!r}")
+                    failures.add(f"try {number}: answered {answer[0]}: {answer[1][:200]!r}")
                     break
                 time.sleep(0.05)
             if answer[0] == 200 and answer[1] != wanted:
-                failures.append(f"try {number}: the new gallery was not taken within a minute")
+                failures.add(f"try {number}: the new gallery was not taken within a minute")
     finally:
         service.close()
     return Row(tries, failures, {"asked": asked})

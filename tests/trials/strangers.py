@@ -20,7 +20,7 @@ import numpy as np
 from attacks import attacks
 
 from trials import makers
-from trials.harness import Outcome, Row, forked, refused, sound, verb
+from trials.harness import Failures, Outcome, Row, forked, refused, sound, verb
 from trials.makers import Things
 
 SECRET = "the secret of another folder"
@@ -389,11 +389,11 @@ def strangers(things: Things, tries: int, seed: int, first: int) -> Row:
     if tries < len(cases):
         random.Random(f"{seed}/stranger").shuffle(numbers)
     chosen = numbers[first : first + tries]
-    failures, answered, most = [], 0, 0
+    failures, answered, most = Failures(), 0, 0
     for number in chosen:
         wrong, outcome = stranger_try(cases[number], here, marker, usual)
         if wrong:
-            failures.append(f"case {number}: {cases[number].name}: {wrong}")
+            failures.add(f"case {number}: {cases[number].name}: {wrong}")
         elif outcome:
             answered += outcome.code == 0
             most = max(most, (outcome.value or 0) - usual)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trials import kills, makers
-from trials.harness import Child, Row, forked, refused, run, sound, verb
+from trials.harness import Child, Failures, Row, forked, refused, run, sound, verb
 from trials.makers import Things
 
 Pair = Callable[[random.Random], str]
@@ -80,9 +80,9 @@ def fresh(folder: Path) -> Path:
 def together(things: Things, tries: int, seed: int, first: int) -> Row:
     """All pairs in turn."""
     every = list(pairs(things).items())
-    failures = []
+    failures = Failures()
     for number in range(first, first + tries):
         name, pair = every[number % len(every)]
         if wrong := pair(random.Random(f"{seed}/together/{number}")):
-            failures.append(f"try {number}: {name}: {wrong}")
+            failures.add(f"try {number}: {name}: {wrong}")
     return Row(tries, failures, {})
