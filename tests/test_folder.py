@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import planted
 
-from xmodal_jax import cli
+from xmodal_jax import cli, digest
 from xmodal_jax import config as configs
 from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import CheckpointError, DataError
@@ -96,6 +96,38 @@ def test_a_folder_of_an_earlier_version_is_read_and_the_fact_said(run, capsys):
     assert "run.json is missing" in refused(capsys, ["eval", "--workdir", run], 4)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model", None, "it has no groups model and data"),
+        ("model", [7], "it has no groups model and data"),
+        ("model.name", ["vse"], "does not describe a run"),
+        ("model.embed_dim", 1 << 62, "it must be below 2,147,483,648"),
+        ("eval.batch_size", -7, "it must be at least"),
+        ("eval", None, "does not describe a run"),
+    ],
+)
+def test_a_config_that_a_stranger_sealed_is_one_sentence(run, capsys, key, value, says):
+    record = json.loads((run / configs.RECORD).read_text())
+    config = json.loads((run / configs.FILE).read_text())
+    *groups, last = key.split(".")
+    place = config
+    for group in groups:
+        place = place[group]
+    place[last] = value
+    (run / configs.FILE).write_text(json.dumps(config))
+    record["files"][configs.FILE] = digest.sha256(run / configs.FILE)
+    (run / configs.RECORD).write_text(json.dumps(digest.sealed({k: v for k, v in record.items() if k != "sha256"})))
+    assert says in refused(capsys, ["eval", "--workdir", run], 4)
+
+
+def test_a_run_that_lost_its_vocabulary_is_one_sentence(run, capsys):
+    record = json.loads((run / configs.RECORD).read_text())
+    record["vocabulary"] = ""
+    (run / configs.RECORD).write_text(json.dumps(digest.sealed({k: v for k, v in record.items() if k != "sha256"})))
+    assert "has no vocabulary, but its system reads tokens" in refused(capsys, ["eval", "--workdir", run], 4)
+
+
 def test_vocabulary_of_another_run_is_refused(trained, run, tmp_path):
     record = json.loads((run / configs.RECORD).read_text())
     del record["sha256"], record["files"]
@@ -125,6 +157,7 @@ def test_figures_on_other_data_are_kept_apart_and_name_it(run, tmp_path, capsys)
     assert cli.run(["eval", *second]) == 0
     before = (run / "eval" / "test-2.json").read_bytes()
     assert json.loads(before)["data"] == "planted" and "trained_on" not in json.loads(before)
+    assert json.loads(before)["sha256"] == digest.digest(json.loads(before))
     capsys.readouterr()
     assert cli.run(["eval", *second, "--data", str(other), "--json", str(table)]) == 0
     title = capsys.readouterr().out.splitlines()[0]

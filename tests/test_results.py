@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from test_configs import specs
 
-from xmodal_jax import cli
+from xmodal_jax import cli, digest
 from xmodal_jax import config as configs
 from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.evaluation import table
@@ -192,6 +192,21 @@ def test_copies_ensembles_and_baselines(tmp_path):
     assert (record.config, record.data, record.seed) == ("xmodal baseline ncca", "f8k, global+region", ())
     assert record.figures["rsum"] == pytest.approx(rsum) and record.interval["rsum"][0] < rsum
     assert record.interval.keys() <= set(register.METRICS)
+
+
+def test_a_figure_that_changed_since_it_was_written_is_refused(tmp_path):
+    evaluation(run_folder(tmp_path / "run"), 10, 0)
+    path = tmp_path / "run" / "eval" / "test-10.json"
+    content = digest.sealed(json.loads(path.read_text()))
+    path.write_text(json.dumps(content, indent=1))
+    assert results.of_file(path).figures["rsum"] == pytest.approx(content["rsum"])
+    path.write_text(json.dumps(content | {"rsum": content["rsum"] + 1}))
+    with pytest.raises(DataError, match=r"test-10\.json is damaged: its SHA-256 differs; run `xmodal eval` again"):
+        results.of_file(path)
+    for text in ("[" * 99_999, '{"a":' * 99_999):
+        path.write_text(text)
+        with pytest.raises(DataError, match="is no evaluation"):
+            results.of_file(path)
 
 
 def test_rows_as_json_are_lines_of_a_register(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -288,7 +289,11 @@ def test_damaged_lines_of_a_log_are_named_and_lose_nothing(data, tmp_path, capsy
     assert train(data, tmp_path / "run", *options) == 0
     path = tmp_path / "run" / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")
-    for damage in (b"{", b"3", b"\xff\xfe", b'{"stop": 1}'):
+    figure = re.search(rb'"loss": \d', lines[1])
+    assert figure is not None  # one digit that flips
+    flipped = bytearray(lines[1])
+    flipped[figure.end() - 1] ^= 1
+    for damage in (b"{", b"3", b"\xff\xfe", b'{"stop": 1}', b"[" * 99_999, bytes(flipped)):
         path.write_bytes(b"\n".join([lines[0], damage, *lines[2:]]))
         before = path.read_bytes()
         assert "metrics.jsonl is damaged in line 2" in refused(capsys, 4, data, tmp_path / "run", *options)
@@ -296,6 +301,8 @@ def test_damaged_lines_of_a_log_are_named_and_lose_nothing(data, tmp_path, capsy
         assert path.read_bytes() == before
     path.write_bytes(b"\n".join(lines[:2]) + b'\n{"step": 3, "lo')
     assert [line["step"] for line in log.read(path)] == [1, 2]
+    path.write_text('{"step": 1, "loss": 0.5}\n')  # as earlier versions wrote
+    assert log.read(path) == [{"step": 1, "loss": 0.5}]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])

@@ -18,11 +18,14 @@ import torch_files
 from helpers import resealed
 from jax import export
 from PIL import Image
+from safetensors.numpy import save_file
 
 import xmodal_jax
-from xmodal_jax import cli
+from xmodal_jax import cli, digest
 from xmodal_jax.baselines.text_features import load_text_model
+from xmodal_jax.data import records
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
+from xmodal_jax.evaluation.embeddings import load_array
 from xmodal_jax.inference import layout, screening
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.text import vocabulary
@@ -227,3 +230,99 @@ def test_a_text_model_that_unfolds_is_refused(tmp_path):
     with pytest.raises(DataError, match="its arrays are compressed"):
         load_text_model(tmp_path / "bomb.npz")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+# Data sets
+
+
+def sealed_again(data):
+    """The data set with the hashes of what its files are now, as a stranger makes them."""
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["files"] = records.hash_files(data)
+    (data / "manifest.json").write_text(json.dumps(digest.sealed(manifest)))
+    return records.open_dataset(data).split("test")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 99_999,
+        "null",
+        "[1]",
+        '{"id": "a"}',
+        '{"id": 7, "captions": ["a"], "size": [1, 1], "picture": null}',
+        '{"id": "a", "captions": "a dog", "size": [1, 1], "picture": null}',
+        '{"id": "a", "captions": ["a", null], "size": [1, 1], "picture": null}',
+        '{"id": "a", "captions": ["\\ud800"], "size": [1, 1], "picture": null}',
+        '{"id": "a", "captions": ["a"], "size": [1, 4611686018427387904], "picture": null}',
+        '{"id": "a", "captions": ["a"], "size": [1, 1e999], "picture": null}',
+        '{"id": "a", "captions": ["a"], "size": [1, 1], "picture": "../../private.png"}',
+        '{"id": "a", "captions": ["a"], "size": [1, 1], "picture": "/private.png"}',
+    ],
+    ids=range(12),
+)
+def test_a_line_of_captions_that_is_something_else_is_one_sentence(folder, tmp_path, line):
+    data = shutil.copytree(folder / "data", tmp_path / "data")
+    path = data / "test.captions.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+    split = sealed_again(data)
+    with pytest.raises(DataError, match=r"test\.captions\.jsonl line 2 is not that of an image"):
+        _ = split.captions
+    path.write_text("\n".join(lines[1:]) + "\n")
+    split = sealed_again(data)
+    with pytest.raises(DataError, match=r"has 3 images, the manifest says 4"):
+        _ = split.ids
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *((part, None) for part in ("name", "source", "boxes", "features", "splits", "files")),
+        *((part, []) for part in ("name", "source", "boxes", "features", "splits", "files", "text_features")),
+        ("splits", {"test": {"images": -1, "captions": 1, "pictures": 0}}),
+        ("splits", {"../test": {"images": 1, "captions": 1, "pictures": 0}}),
+        ("features", {"region": {"dtype": "object", "shape": [8]}}),
+        ("features", {"region": {"dtype": "float32", "shape": [1 << 40]}}),
+        ("features", {"region": {"dtype": "float32", "shape": [None, 8], "regions": [5, 3]}}),
+        ("files", {"../../private": {"bytes": 1, "sha256": ""}}),
+        ("files", {"/etc/passwd": {"bytes": 1, "sha256": ""}}),
+        ("text_features", {"../x": {"shape": [8]}}),
+    ],
+)
+def test_a_manifest_of_data_that_does_not_fit_is_one_sentence(folder, tmp_path, part, value):
+    manifest = {**json.loads((folder / "data" / "manifest.json").read_text()), part: value}
+    if value is None:
+        del manifest[part]
+    (tmp_path / "manifest.json").write_text(json.dumps(digest.sealed(manifest)))
+    with pytest.raises(DataError, match=f'does not describe a data set \\("{part}" is missing or of another form'):
+        records.open_dataset(tmp_path)
+
+
+# Arrays
+
+
+def test_arrays_that_lie_in_bundles_stores_and_embeddings_are_one_sentence(folder, tmp_path, capsys):
+    bundle = shutil.copytree(folder / "bundle", tmp_path / "b")
+    save_file({"other": np.zeros(3, np.float32)}, bundle / "parameters.safetensors")
+    layout.seal(bundle, json.loads((bundle / "manifest.json").read_text()))
+    with pytest.raises(CheckpointError, match=r"parameters\.safetensors lacks params/"):
+        embed(bundle)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 8), }\n"
+    negative = tmp_path / "negative.npy"
+    negative.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(128))
+    with pytest.raises(DataError, match=r"cannot be read as a \.npy array"):
+        load_array(negative)
+    with zipfile.ZipFile(tmp_path / "no.npz", "w") as archive:
+        archive.writestr("a.npy", b"no array")
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\na,a red dog\n")
+    argv = ["data", "import", "csv", table, "--out", tmp_path / "out", "--features", tmp_path / "no.npz"]
+    assert cli.run([*map(str, argv), "--image-col", "image", "--caption-col", "caption"]) == 3
+    assert 'its array "a' in capsys.readouterr().err
+
+    def nul(_, lines):
+        lines[0]["picture"] = "a\0b"
+
+    with pytest.raises(DataError, match="lies outside its data set"):
+        Gallery(resealed(folder / "gallery", tmp_path / "g", nul))

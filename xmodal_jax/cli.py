@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import logging
@@ -15,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
-from xmodal_jax import __version__
-from xmodal_jax.errors import SAVED_ON_SIGNAL, CutWarning, UsageError, XmodalError
+from xmodal_jax import __version__, digest
+from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, CutWarning, UsageError, XmodalError
 from xmodal_jax.verbs.arguments import EXIT_CODES, data, inference, training
 
 
@@ -98,7 +99,8 @@ def run(argv: Sequence[str]) -> int:
     if unknown:
         parser.refuse(unknown[0], words)
     args.overrides = overrides
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and clu tell developers much that users cannot act on
+    # Orbax and clu tell developers much that users cannot act on, and tracebacks of errors that come up here anyway.
+    logging.getLogger("absl").setLevel(logging.ERROR if debug else logging.CRITICAL)
     warnings.simplefilter("ignore", CutWarning)  # verbs say it themselves
     try:
         if overrides and args.verb != "train":
@@ -112,15 +114,27 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         raise
-    except OSError as error:
-        if debug or not error.filename:
+    except Exception as error:
+        if debug or (code := disk_refused(error)) is None:
             raise
-        reason = error.strerror or type(error).__name__
-        print(f"xmodal: {error.filename} cannot be read or written ({reason}).", file=sys.stderr)
-        return XmodalError.exit_code
+        return code
     except KeyboardInterrupt:
         print("xmodal: interrupted", file=sys.stderr)
         return 130
+
+
+def disk_refused(error: Exception) -> int | None:
+    """The exit code of an error that comes from a disk, once one sentence has said so; None for any other error."""
+    where = getattr(error, "filename", None)
+    if reason := digest.full(error):
+        advice = "free some space, or choose a folder that can be"
+        print(f"xmodal: {where or 'a file'} cannot be written ({reason}); {advice}.", file=sys.stderr)
+        return CheckpointError.exit_code
+    if isinstance(error, OSError) and where:
+        reason = error.strerror or type(error).__name__
+        print(f"xmodal: {where} cannot be read or written ({reason}).", file=sys.stderr)
+        return XmodalError.exit_code
+    return None
 
 
 def entry() -> None:
@@ -135,13 +149,16 @@ def entry() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        traceback.print_exception(error)
-        code = 1
+        known = None if "--debug" in sys.argv else disk_refused(error)  # as of a full disk behind standard output
+        if known is None:
+            traceback.print_exception(error)
+        code = known or 1
     if code in (0, SAVED_ON_SIGNAL):
         sys.exit(code)
     # What was reading ahead when the work failed must not keep the program from its end.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -191,8 +191,10 @@ def read(workdir: Path) -> Config:
         raise CheckpointError(f"{workdir} is not a run folder (no {FILE}); give the --workdir of a run.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}).") from error
+    if not all(isinstance(config.get(group), ConfigDict) for group in ("model", "data")):
+        raise CheckpointError(f"{path} is damaged (it has no groups model and data).")
     if "files" not in record(workdir):
         _say_unchecked(workdir)
     check_file(workdir, FILE)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.errors import CheckpointError
+from xmodal_jax.errors import CheckpointError, XmodalError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256(path: Path) -> str:
@@ -23,6 +26,11 @@ def digest(manifest: Mapping[str, Any]) -> str:
     """Hex digest of a manifest without its own "sha256" entry."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with its digest, as :func:`digest` finds it again."""
+    return {**content, "sha256": digest(content)}
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -58,3 +66,27 @@ def refused(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"{path} cannot be written ({error.strerror or error}); free some space, or choose a folder that can be."
     )
+
+
+def full(error: BaseException) -> str | None:
+    """What an error of any library says of a disk that is full, in the system's words; None where it is another one.
+
+    Few of them are an OSError with a number: ArrayRecord, TensorStore and `shutil.copytree` only quote the system.
+    """
+    known = [os.strerror(number) for number in FULL]
+    if isinstance(error, OSError) and error.errno in FULL:
+        return os.strerror(error.errno)
+    return next((reason for reason in known if reason in str(error)), None)
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: type[XmodalError] = CheckpointError) -> Iterator[None]:
+    """Where the disk is full, whatever is raised within becomes one sentence of this kind, which names ``path``."""
+    try:
+        yield
+    except XmodalError:
+        raise
+    except Exception as error:
+        if (reason := full(error)) is None:
+            raise
+        raise kind(f"{path} cannot be written ({reason}); free some space, or choose a folder that can be.") from error

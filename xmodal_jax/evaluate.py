@@ -78,7 +78,7 @@ def record(
         print(*speak.to_lines(said), sep="\n")
         content["sentences"] = {s.kind: {"decoding": s.decoding._asdict(), **s.figures()} for s in said}
         markdown += "\n" + speak.to_markdown(said)
-    text = json.dumps(content, indent=1) + "\n"
+    text = json.dumps(digest.sealed(content), indent=1) + "\n"
     shared = ranking.duplicates.shared
     name = f"{split}-{step}" + ("-shared" if shared else "")  # a figure of another kind
     ranks = {} if shared else ranks_of(run, step, split, ranking)
@@ -135,7 +135,8 @@ def ensemble(args: argparse.Namespace) -> int:
     if args.json:
         content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
         content["data"] = runs[0].dataset.manifest["name"]
-        digest.write(args.json, json.dumps({**content, **table.to_json(result)}, indent=1) + "\n")
+        whole = digest.sealed({**content, **table.to_json(result)})
+        digest.write(args.json, json.dumps(whole, indent=1) + "\n")
         about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
         ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
     return 0
@@ -188,7 +189,7 @@ def arrays(args: argparse.Namespace) -> int:
     show(result, title, f"{args.embeddings[0].stem}, {args.embeddings[1].stem}", args.latex)
     if args.json:
         content = {"embeddings": list(map(str, args.embeddings)), "map": str(args.map), **table.to_json(result)}
-        digest.write(args.json, json.dumps(content, indent=1) + "\n")
+        digest.write(args.json, json.dumps(digest.sealed(content), indent=1) + "\n")
     return 0
 
 
@@ -207,7 +208,7 @@ def bundle(args: argparse.Namespace) -> int:
     if args.json:
         about = {"bundle": str(args.bundle), "manifest": system.fingerprint, "data": name, "split": args.split}
         content = {**about, "identity": dataset.identity, **table.to_json(result)}
-        digest.write(args.json, json.dumps(content, indent=1) + "\n")
+        digest.write(args.json, json.dumps(digest.sealed(content), indent=1) + "\n")
     return 0
 
 

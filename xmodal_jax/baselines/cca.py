@@ -23,6 +23,7 @@ import scipy.linalg
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from xmodal_jax import digest
 from xmodal_jax.data.pipeline import text_ids
 from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, NumericError, UsageError
@@ -302,7 +303,7 @@ class Fitted(NamedTuple):
                 projection = Projection(*(arrays[name] for name in Projection._fields))
                 words = Words.known(arrays["words"].tolist(), arrays["idf"])
             setting = Setting(**about["setting"])
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
             raise CheckpointError(
                 f"{workdir / FILE} is damaged ({error}); make it again with `xmodal baseline`."
             ) from None
@@ -351,7 +352,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         facts = {"method": args.method, "data": str(args.data), "split": args.split, "features": args.features}
         content = {**facts, "setting": setting._asdict(), "dev_rsum": dev_rsum, **table.to_json(result)}
-        args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        digest.write(args.json, json.dumps(digest.sealed(content), indent=1, allow_nan=False) + "\n")
         about = {**facts, "data": dataset.manifest["name"], "identity": dataset.identity, "system": args.method}
         ranks_file.write_beside(args.json, ranking, dataset.split(args.split), about)
     return 0

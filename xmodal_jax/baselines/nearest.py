@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Int
 
+from xmodal_jax import digest
 from xmodal_jax.baselines.cca import Words, read_images
 from xmodal_jax.data.records import Split, open_dataset
 from xmodal_jax.evaluation.speak import Said, judge_captions, judge_paraphrases, to_lines
@@ -92,5 +93,5 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         facts = {"method": "nearest", "data": str(args.data), "split": args.split, "features": args.features}
         content = {**facts, "neighbours": count, "sentences": {part.kind: part.figures() for part in said}}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        digest.write(args.json, json.dumps(digest.sealed(content), indent=1) + "\n")
     return 0

@@ -42,7 +42,12 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of each kind, with the defaults; None:
     "tfidf": {"pca": 0},
     "fisher": {"whiten": "none", "components": 30, "mixture": "hglmm", "fit": "words", "pca": None},
 }
-BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError)  # what a damaged .npz raises beside the usual
+BROKEN = (
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)  # what a damaged .npz raises beside the usual
 Bags = Sequence[Counter[str]]
 
 
@@ -125,7 +130,17 @@ def load_text_model(path: str | os.PathLike[str]) -> TextModel:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays.pop("about").tobytes())
         return TextModel(about, about.pop("words"), arrays)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError, *BROKEN) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+        *BROKEN,
+    ) as error:
         raise DataError(f"{path} is no text model or is damaged ({error}); add the text features again.") from None
 
 

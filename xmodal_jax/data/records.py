@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # registers "bfloat16" with NumPy; TFDS would ask TensorFlow for it
 import numpy as np
 
+from xmodal_jax.data import form
 from xmodal_jax.digest import digest, sha256
 from xmodal_jax.errors import DataError, require
 from xmodal_jax.progress import Progress
@@ -133,6 +134,10 @@ def open_dataset(directory: str | Path) -> Dataset:
         raise DataError(f"{path} is not of format version {VERSION}; import the data again.")
     if manifest.get("sha256") != digest(manifest):
         raise DataError(f"{path} is damaged: it does not match its own SHA-256; import the data again.")
+    if part := form.unfit(manifest):
+        raise DataError(
+            f'{path} does not describe a data set ("{part}" is missing or of another form); import it again.'
+        )
     return Dataset(directory, manifest)
 
 
@@ -197,7 +202,22 @@ class Split:
             raise DataError(f"{path}: {error.strerror}; import the data again.") from None
         if hashlib.sha256(text).hexdigest() != self.dataset.manifest["files"][path.name]["sha256"]:
             raise DataError(f"{path} is damaged: its SHA-256 differs from the manifest; import the data again.")
-        return [json.loads(line) for line in text.split(b"\n") if line]
+        lines = []
+        for number, line in enumerate(text.split(b"\n"), 1):
+            try:
+                lines += [form.parse_line(line)] if line else []
+            except ValueError as error:
+                raise DataError(
+                    f"{path} line {number} is not that of an image ({error}); import the data again."
+                ) from None
+        counts = self.dataset.manifest["splits"][self.name]
+        found = {"images": len(lines), "captions": sum(len(line["captions"]) for line in lines)}
+        for what, number in found.items():
+            if number != counts[what]:
+                raise DataError(
+                    f"{path} has {number:,} {what}, the manifest says {counts[what]:,}; import the data again."
+                )
+        return lines
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -256,7 +276,7 @@ class Split:
         try:
             whole = path.stat().st_size == self.dataset.manifest["files"][file]["bytes"]
             array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False) if whole else None
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, OverflowError, EOFError):
             array = None
         if array is None or array.shape != shape or array.dtype != np.dtype(dtype):
             raise DataError(f"{path} is missing or damaged; add the {what} to the imported data again.")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax import digest
 from xmodal_jax.data import records
 from xmodal_jax.data.records import DTYPES, MANIFEST, REPORT, Item, finite, open_dataset
 from xmodal_jax.digest import sha256
@@ -363,7 +364,8 @@ def write(
     ``<directory>.partial``, renamed when complete.
 
     Raises:
-      DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else.
+      DataError: an image breaks the contract of :class:`Item`, or ``directory`` holds something else, or its disk is
+        full.
     """
     directory = Path(directory).resolve()
     finished = prepared(directory, source)
@@ -378,13 +380,14 @@ def write(
             f"{partial} exists: another import is at work there, or one was killed; remove it and try again."
         ) from None
     try:
-        writer = Writer(partial, name)
-        for split, items in splits.items():
-            writer.add_split(split, items, (totals or {}).get(split, 0))
-        for file, path in (files or {}).items():
-            shutil.copyfile(path, partial / file)
-        manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})}, _plain(extractor))
-        partial.rename(directory)
+        with digest.writing(directory, DataError):
+            writer = Writer(partial, name)
+            for split, items in splits.items():
+                writer.add_split(split, items, (totals or {}).get(split, 0))
+            for file, path in (files or {}).items():
+                shutil.copyfile(path, partial / file)
+            manifest = writer.close(_plain(source), {REPORT: report, **(extras or {})}, _plain(extractor))
+            partial.rename(directory)
     except BaseException:  # an interrupt must not leave half a set behind either
         shutil.rmtree(partial, ignore_errors=True)
         raise

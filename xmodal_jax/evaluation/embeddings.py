@@ -100,7 +100,7 @@ def load_array(path: Path) -> np.ndarray:
     """An array from a .npy file, memory-mapped. Raises DataError where it is none."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, OverflowError, EOFError) as error:
         raise DataError(f"{path} cannot be read as a .npy array ({error}).") from None
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} holds several arrays; give one as .npy.")

@@ -22,7 +22,7 @@ from xmodal_jax.evaluation.vote import Member, Ranking, rank_split
 from xmodal_jax.text import unknown
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.vocabulary import Coverage
-from xmodal_jax.training import folder
+from xmodal_jax.training import checks, folder
 from xmodal_jax.training.checkpoint import Checkpoints, flat
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.setup import make_captions
@@ -36,6 +36,19 @@ class Run:
         self.workdir, self.allow_unknown = workdir, allow_unknown
         self.coverage: Coverage | None = None  # of the captions that were read last
         self.config: Config = configs.read(workdir)
+        try:
+            checks.check(self.config)
+        except UsageError as error:
+            raise CheckpointError(f"{workdir / configs.FILE} is not that of a run: {error}") from None
+        try:  # hashes tell damage; a stranger seals any config
+            self._open(workdir, data)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise CheckpointError(
+                f"{workdir / configs.FILE} does not describe a run ({reason}); restore it from a copy."
+            ) from error
+
+    def _open(self, workdir: Path, data: str | Path | None) -> None:
         self.inputs = inputs_of(self.config)
         self.record = folder.read_record(workdir)
         if data is None and not Path(self.config.data.dir).is_dir():
@@ -51,6 +64,8 @@ class Run:
         if not self.home:
             folder.check_shapes(workdir, self.dataset, self.inputs)
         self.vocabulary = folder.read_vocabulary(workdir)
+        if "token" in self.inputs.text and self.vocabulary is None:
+            raise CheckpointError(f"{workdir} has no vocabulary, but its system reads tokens; restore its run.json.")
         self.facts = facts_of(self.dataset, self.inputs, self.config, self.vocabulary)
         if not self.home and "facts" in self.record:  # parameters have the size of what was trained on
             self.facts = self.facts._replace(classes=self.record["facts"]["classes"])

@@ -48,7 +48,7 @@ class Arrays:
             return self._reserved(path, dtype, shape)
         try:
             return np.lib.format.open_memmap(path, mode="r+")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); remove {self.folder} and start anew.") from None
 
     @staticmethod

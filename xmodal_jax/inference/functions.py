@@ -89,6 +89,8 @@ class Functions:
                 f"{path} cannot be read by JAX {jax.__version__} ({_first_line(error)}); it was made with "
                 f"{self.jax_version}: export the run again."
             ) from None
+        if lacking := [key for key in about["parameters"] if key not in self.parameters]:
+            raise CheckpointError(f"{path.with_name(layout.PARAMETERS)} lacks {lacking[0]}; export the run again.")
         parameters = [self.parameters[key] for key in about["parameters"]]
         call = jax.jit(exported.call)
 

@@ -250,7 +250,7 @@ class Gallery:
         try:
             for row, line in enumerate(self.images.lines):
                 picture = Path(line["picture"] or "")
-                if picture.is_absolute() or ".." in picture.parts:
+                if picture.is_absolute() or ".." in picture.parts or "\0" in str(picture):
                     raise DataError(f"{self.path}: {self._outside(row)}")
                 strings = [line["id"]] if self.decoding is None else [line["id"], line["said"]]
                 if not all(isinstance(string, str) for string in strings):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax import digest
 from xmodal_jax.data.pixels import Reading
 from xmodal_jax.errors import CheckpointError, UsageError, XmodalError
 from xmodal_jax.inference import gallery as galleries
@@ -278,7 +279,8 @@ def build(
         dtype: stored type of all numbers, "float16" or "float32".
 
     Raises:
-        CheckpointError: ``out`` holds something else, or was begun with another bundle, data set or option.
+        CheckpointError: ``out`` holds something else, or was begun with another bundle, data set or option, or its disk
+            is full (what is done then is kept).
         NumericError: an embedding that is not finite.
         UsageError: no coarse vectors can be had.
     """
@@ -309,7 +311,7 @@ def build(
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{out} cannot be made ({error.strerror}); choose another --out.") from None
-    with _lock(partial):
+    with digest.writing(out), _lock(partial):
         try:
             work = Builder(partial, bundle, items, coarse, dtype, job)
         except XmodalError:  # nothing has been claimed that a later try, without this mistake, could not have

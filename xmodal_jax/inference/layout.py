@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xmodal_jax.digest import digest, sha256
+from xmodal_jax.digest import digest, sha256, writing
 from xmodal_jax.errors import CheckpointError
 from xmodal_jax.training.bundle import FORMAT as FORMAT
 from xmodal_jax.training.bundle import MANIFEST
@@ -149,7 +149,7 @@ class fresh_folder:
     """Context in which ``<out>.partial`` is filled; it becomes ``out`` at the end, or nothing is left behind.
 
     Raises:
-        CheckpointError: ``out`` exists and is not empty, or somebody else is at work there.
+        CheckpointError: ``out`` exists and is not empty, or somebody else is at work there, or the disk is full.
     """
 
     def __init__(self, out: Path):
@@ -169,10 +169,12 @@ class fresh_folder:
             raise CheckpointError(f"{self.out} cannot be made ({error.strerror}); choose another --out.") from None
         return self.partial
 
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is not None:
+    def __exit__(self, kind: Any, error: BaseException | None, *_: object) -> None:
+        if error is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        if self.out.exists():
-            self.out.rmdir()
-        self.partial.rename(self.out)
+            with writing(self.out):
+                raise error
+        with writing(self.out):
+            if self.out.exists():
+                self.out.rmdir()
+            self.partial.rename(self.out)

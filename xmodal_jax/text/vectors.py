@@ -63,7 +63,7 @@ def _pair_vectors(array_path: Path, words_path: Path, rows: dict[str, int]) -> d
     try:
         array = np.load(array_path, mmap_mode="r", allow_pickle=False)
         words = words_path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (ValueError, EOFError) as error:
+    except (ValueError, OverflowError, EOFError) as error:
         raise DataError(f"{array_path}: cannot read the word vectors ({error}).") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise DataError(f"{array_path}: word vectors should be one floating-point array [words, features].")

@@ -121,7 +121,7 @@ class Checkpoints:
             for folder in left:
                 shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.1)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = digest.full(error) or (str(error).strip() or type(error).__name__).splitlines()[0]
         safe = [s for s in sorted(self._sealed()) if s != step]
         last = f"step {safe[-1]:,} is the last good one" if safe else "no earlier step is saved"
         return CheckpointError(

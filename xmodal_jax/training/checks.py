@@ -189,6 +189,8 @@ def check(config: Config) -> None:
 
 def _check(config: Config, place: str) -> None:
     for key, value in configs.flatten(config).items():
+        if type(value) is int and abs(value) >= 1 << 31 and key != "seed":
+            raise UsageError(f"{place}.{key} is {value}; it must be below {1 << 31:,}.")
         condition = find(*within(key, config))
         try:
             good = condition is None or condition.holds(value)

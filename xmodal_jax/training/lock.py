@@ -61,7 +61,7 @@ class Lock:
         try:
             content = json.loads(self.file.read())
             return {"host": str(content["host"]), "pid": int(content["pid"])}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return {}
 
     def release(self) -> None:

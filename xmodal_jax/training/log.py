@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from xmodal_jax import digest
 from xmodal_jax.errors import CheckpointError, NumericError
 from xmodal_jax.training.trackers import Tracker
 from xmodal_jax.types import Config
+
+CHECK = "crc"  # the key of the checksum of a line
 
 
 class Log:
@@ -29,7 +32,7 @@ class Log:
         if not active:
             return
         kept = [line for line in read(self.path) if line["step"] <= start]
-        digest.write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        digest.write(self.path, "".join(map(text_of, kept)))
         self.began -= kept[-1].get("wall_s", 0.0) if kept else 0.0  # the clock of a resumed run goes on
         if start == 0:
             overview(params, workdir / "parameters.txt")
@@ -59,13 +62,18 @@ class Log:
             self.last = (step, now)
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **extra, **values}) + "\n")
+                file.write(text_of({"step": step, **extra, **values}))
         except OSError as error:
             raise digest.refused(self.path, error) from error
         if self.writer is not None:
             self.writer.write_scalars(step, {**extra, **values})
         if self.tracker is not None:
             self.tracker.write(step, {**extra, **values})
+
+
+def text_of(line: Mapping[str, Any]) -> str:
+    """A line of a metrics file, with the CRC-32 of the rest of it: a digit that flips is another figure otherwise."""
+    return json.dumps({**line, CHECK: zlib.crc32(json.dumps(line).encode())}) + "\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -79,8 +87,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
+            check = line.pop(CHECK, None)  # lines of an earlier version have none
+            if check is not None and check != zlib.crc32(json.dumps(line).encode()):
+                raise ValueError
             lines.append({**line, "step": int(line["step"])})
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             if number < len(texts):
                 raise CheckpointError(
                     f"{path} is damaged in line {number:,}; remove the line, or restore the file from a copy."

@@ -28,7 +28,7 @@ class Wandb:
         if start > 0 and path.is_file():
             try:
                 known = {"id": json.loads(path.read_text(encoding="utf-8"))["wandb"], "resume": "allow"}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 print(f"{path} is damaged; the run goes on under a new id.", file=sys.stderr)
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         flat = configs.flatten(config)

@@ -95,7 +95,7 @@ def _of_file(path: Path, data: Path | None) -> Side:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         split, step, workdir = about["split"], int(about["step"]), workdir or Path(about["workdir"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is no evaluation of a run ({type(error).__name__}: {error}); give what `xmodal eval` wrote."
         ) from None

@@ -144,7 +144,7 @@ def read(path: Path) -> list[Record]:
             continue
         try:
             record = of_json(json.loads(line))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} line {number} is no record of a run: {error}; mend the line.") from None
         if record.id in records:
             raise DataError(f'{path} line {number}: the id "{record.id}" is there already; give each run its own.')

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_jax import config as configs
+from xmodal_jax import digest
 from xmodal_jax.defaults import DATA, base
 from xmodal_jax.errors import PICTURES, CheckpointError, DataError, UsageError, check_output, require
 from xmodal_jax.evaluation.table import CUTS
@@ -53,6 +54,8 @@ def of_file(path: Path) -> Record:
     """The record of one JSON file of `xmodal eval` or `xmodal baseline`: recall, scores of sentences, or both."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in content and content["sha256"] != digest.digest(content):  # earlier versions kept none
+            raise DataError(f"{path} is damaged: its SHA-256 differs; run `xmodal eval` again.")
         recalls = {way: [content[way][f"r{cut}"] for cut in CUTS] for way in WAYS if way in content}
         figures = register.flat({**recalls, "rsum": content["rsum"]} if recalls else {})
         interval = {name: (a, b) for name, (a, b) in content.get("interval_95", {}).items() if name in METRICS}
@@ -61,7 +64,7 @@ def of_file(path: Path) -> Record:
         if not figures and not sentences:
             raise ValueError("neither recall nor sentences")
         return Record(figures=figures, interval=interval, sentences=sentences, **about(path, content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} is no evaluation ({type(error).__name__}: {error}); give what `xmodal eval` writes, a run folder "
             "or a register (.jsonl)."

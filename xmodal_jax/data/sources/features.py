@@ -97,7 +97,7 @@ def load_counts(path: Path, images: int, regions: int) -> np.ndarray:
     """[N] the number of real regions of each image, from a .npy of whole numbers; -1 ``regions`` are any."""
     try:
         counts = np.load(existing(path, "numbers of regions"), allow_pickle=False)
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OverflowError, OSError, EOFError):
         raise DataError(f"{path}: not a whole .npy array of numbers.") from None
     if counts.size != images or counts.dtype.kind not in "iuf":
         raise DataError(f"{path}: wanted {images:,} whole numbers, one an image, found {list(counts.shape)}.")

@@ -105,7 +105,10 @@ class _Members(Mapping[str, np.ndarray]):
         if name not in self.archive.files:
             raise KeyError(name)
         try:
-            return self.archive[name]
+            array = self.archive[name]
+            if not isinstance(array, np.ndarray):  # of a member that is no array NumPy gives the bytes
+                raise ValueError
+            return array
         except Exception:  # as above; a damaged member is known only now
             raise DataError(
                 f'{self.path}: its array "{name}" is cut short, damaged or full of Python objects.'

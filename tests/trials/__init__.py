@@ -1,0 +1,1 @@
+"""Attacks on everything that is kept or served, many times each: `launch/reliability.sh` runs them."""
