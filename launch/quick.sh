@@ -11,7 +11,7 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$root/.jax_cache}
 # None of test_configs.py, which trains every system; of test_export.py what trains one, evaluates and exports it and loads
 # the bundle in another process.
 tests=(
-  tests/test_packaging.py tests/test_config.py tests/test_losses.py tests/test_records.py tests/test_text.py
+  tests/test_packaging.py tests/test_launch.py tests/test_config.py tests/test_losses.py tests/test_records.py tests/test_text.py
   tests/test_export.py::test_a_bundle_needs_neither_models_nor_tensorflow
 )
 say "running: the quick tests on Python $(minor "$python")"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from helpers import planted
 
 from xmodal_jax import cli
 from xmodal_jax.baselines import cca as baseline
+from xmodal_jax.data import records
 from xmodal_jax.errors import DataError, NumericError, UsageError
 from xmodal_jax.evaluation.vote import Member, scaled
 
@@ -143,6 +145,33 @@ def test_a_kept_baseline_votes_in_an_ensemble(small, tmp_path, capsys):
     capsys.readouterr()
     assert cli.run(["eval", "--ensemble", folder, folder]) == 4
     assert "baseline.npz is damaged" in capsys.readouterr().err
+
+
+def test_a_kept_baseline_knows_its_data(small, tmp_path, capsys, monkeypatch):
+    def ensemble(*argv):
+        capsys.readouterr()
+        code = cli.run(["eval", "--ensemble", folder, folder, *argv, "--json", str(tmp_path / "mean.json")])
+        return code, capsys.readouterr().err.splitlines()[-1]
+
+    data, folder = shutil.copytree(small, tmp_path / "data"), str(tmp_path / "linear")
+    alone = ["baseline", "cca", "--data", str(data), "--workdir", folder, "--json", str(tmp_path / "alone.json")]
+    assert cli.run(alone) == 0 and ensemble()[0] == 0
+    told = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "mean")]
+    assert {(content["data"], content["identity"]) for content in told} == {
+        ("planted", records.open_dataset(data).identity)
+    }
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["compare", "alone.json", "mean.json"]) == 0
+    shutil.rmtree(data)
+    code, said = ensemble()
+    assert code == 3 and said.endswith("data, which is not there; say where it is now by --data.")
+    assert ensemble("--data", str(small))[0] == 0
+    planted(data, train=200, other=40, features=12, seed=1)
+    code, said = ensemble()
+    assert code == 3 and "data has changed since" in said and "restore it, name it by --data, or make" in said
+    assert ensemble("--data", str(data))[0] == 0
+    code, said = ensemble("--data", str(planted(tmp_path / "wide", train=9, other=3, features=5)))
+    assert code == 3 and "was fitted to global features of other sizes than those of" in said
 
 
 def test_scaling_makes_members_equal():

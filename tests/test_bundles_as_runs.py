@@ -65,6 +65,28 @@ def test_a_bundle_has_the_table_of_its_run(name, folder, tmp_path, capsys):
     assert evaluated(folder, tmp_path, *argv, "--split", "dev", "--duplicates", "shared")["duplicates"] == "shared"
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_bundle_votes_as_its_run(name, folder, tmp_path, capsys):
+    run, bundle = str(folder / name), str(folder / f"{name}.bundle")
+    alone = evaluated(folder, tmp_path, "--workdir", run)
+    for members in ([bundle, run], [bundle, bundle, "--data", str(folder / "data")], [run, bundle, "--scale"]):
+        voted = evaluated(folder, tmp_path, "--ensemble", *members)
+        for key in ("i2t", "t2i", "rsum", "identity"):
+            assert voted[key] == alone[key], key
+    assert f"{bundle} ({SYSTEMS[name].partition('.')[0]}, exported)" in capsys.readouterr().out
+    both = [str(folder / f"{each}.bundle") for each in SYSTEMS]
+    runs = [evaluated(folder, tmp_path, "--ensemble", *(str(folder / each) for each in SYSTEMS))["rsum"]]
+    assert [evaluated(folder, tmp_path, "--ensemble", *both, "--data", str(folder / "data"))["rsum"]] == runs
+    assert "bundles alone needs --data" in refused(capsys, 2, "eval", "--ensemble", *both)
+
+
+def test_a_bundle_is_compared_with_its_run_by_its_table(folder, tmp_path, capsys):
+    argv = ["--bundle", str(folder / "vse.bundle"), "--data", str(folder / "data")]
+    evaluated(folder, tmp_path, *argv)
+    assert cli.run(["compare", str(folder / "vse"), str(tmp_path / "table.json")]) == 0
+    assert "No difference in rsum is shown: B minus A is +0.0" in capsys.readouterr().out
+
+
 def refused(capsys, code, *argv):
     capsys.readouterr()
     assert cli.run(list(map(str, argv))) == code

@@ -175,6 +175,43 @@ def test_an_ensemble_and_a_baseline_are_compared_by_their_file(runs, tmp_path, c
 
 
 @pytest.mark.usefixtures("one_device")
+def test_two_steps_of_one_run(runs, tmp_path, capsys):
+    """RUN@STEP names any saved step, to compare and in an ensemble, beside the best step of RUN alone."""
+    more = tmp_path / "more"
+    more.symlink_to(shutil.copytree(runs / "a", tmp_path / "run@1"))  # a name that ends like a step is a name
+    tiny = ["train", "--config", "vse.py:vsepp,tiny", "--config.model.feature=region", "--config.data.minimum_count=1"]
+    tiny += [f"--config.data.dir={runs / 'set'}", "--config.steps=3", "--workdir", str(more)]
+    assert cli.run(tiny) == 0
+    code, out, error = run(capsys, f"{more}@2", f"{more}@3", "--json", tmp_path / "c.json")
+    assert code == 0, error
+    assert f"A = {more}@2, B = {more}@3" in out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert [found[side]["step"] for side in "ab"] == [2, 3]
+    for side, step in (("a", 2), ("b", 3)):
+        target = tmp_path / f"{step}.json"
+        assert cli.run(["eval", "--workdir", str(more), "--step", str(step), "--json", str(target)]) == 0
+        table, voted = json.loads(target.read_text()), tmp_path / "voted.json"
+        assert found[side]["rsum"] == table["rsum"]
+        assert cli.run(["eval", "--ensemble", f"{more}@{step}", f"{more}@{step}", "--json", str(voted)]) == 0
+        assert json.loads(voted.read_text())["t2i"] == table["t2i"]
+    assert run(capsys, tmp_path / "run@1", runs / "b")[0] == 0
+    code, _, error = run(capsys, f"{more}@4", more)
+    assert code == 4 and "has no checkpoint of step 4; there are: 2, 3." in error
+    code, _, error = run(capsys, f"{runs}@4", more)
+    assert code == 3 and f"{runs} is no run folder, which alone has steps" in error
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_folder_one_stands_in_is_not_the_run_of_an_ensemble(runs, tmp_path, capsys, monkeypatch):
+    mean, linear = tmp_path / "mean.json", tmp_path / "linear.json"
+    assert cli.run(["eval", "--ensemble", str(runs / "a"), str(runs / "b"), "--json", str(mean)]) == 0
+    assert cli.run(["baseline", "cca", "--data", str(runs / "set"), "--json", str(linear)]) == 0
+    monkeypatch.chdir(runs / "a")
+    code, out, _ = run(capsys, linear, mean)
+    assert code == 0 and "Not known: the config of a run is not there." in out
+
+
+@pytest.mark.usefixtures("one_device")
 def test_a_report_of_any_run(runs, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="drawn by matplotlib")
     argv, folder = (

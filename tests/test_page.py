@@ -73,6 +73,13 @@ def speaking(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def likening(tmp_path_factory):
+    """A service of a system that compares pictures with pictures."""
+    with serving(galleries.gallery(tmp_path_factory.mktemp("likening"), system="vse.py:vsepp")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -226,6 +233,42 @@ def test_a_picture_of_ones_own_ranks_captions(page, address, tmp_path):
     page.set_input_files("#file", broken)
     page.wait_for_selector("#error:not([hidden])")
     assert "not a readable" in page.inner_text("#error")
+
+
+def test_pictures_like_a_picture(browser, likening, tmp_path):
+    with opened(browser, likening) as page:
+        search(page, "a red square")
+        page.click(".hit")
+        title = page.inner_text("#detail-title")
+        page.click("#similar")
+        page.wait_for_selector("#detail", state="hidden")
+        expect(page.locator("#message")).to_have_text(f"11 pictures like {title}, the most alike first.")
+        assert page.locator(".hit").count() == 11 and page.input_value("#text") == ""
+        scores = [float(score) for score in page.locator(".hit .rank span:last-child").all_text_contents()]
+        assert scores == sorted(scores, reverse=True)
+        first = page.locator(".hit").first.get_attribute("aria-label")
+        page.reload()
+        expect(page.locator("#message")).to_contain_text(f"like {title}")
+        assert page.locator(".hit").first.get_attribute("aria-label") == first
+        page.go_back()
+        expect(page.locator("#message")).to_contain_text(" ms.")
+        assert page.input_value("#text") == "a red square" and page.locator(".hit").count() == galleries.COUNT
+        picture = tmp_path / "own.png"
+        Image.new("RGB", (200, 150), (200, 30, 30)).save(picture)
+        assert page.locator("#alike").is_visible()
+        page.set_input_files("#file", picture)
+        page.wait_for_selector("#asked-captions button")
+        assert page.locator(".hit").count() == galleries.COUNT
+        expect(page.locator("#message")).to_contain_text("Below: the pictures most like it.")
+        assert page.complaints == []
+
+
+def test_what_compares_no_pictures_does_not_offer_it(page):
+    assert page.locator("#drop").is_visible() and page.locator("#alike").is_hidden()
+    search(page, "a red square")
+    page.click(".hit")
+    page.wait_for_selector("#captions button")
+    assert page.locator("#similar").is_hidden()
 
 
 def test_states_are_told(page):

@@ -7,6 +7,7 @@ import pytest
 from test_gallery import data, indexed, scan, scan_gallery, vse  # noqa: F401  (fixtures)
 
 from xmodal_jax import cli
+from xmodal_jax.inference import index
 from xmodal_jax.inference import search as searching
 from xmodal_jax.inference.gallery import Gallery
 from xmodal_jax.inference.search import Searcher
@@ -60,3 +61,10 @@ def test_the_next_command_asks_for_what_the_gallery_has(vse, data, tmp_path, cap
     gallery = Gallery(indexed(vse, data, tmp_path / "a gallery"))
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == f"next: xmodal search '{gallery.path}' '{gallery.texts.lines[0]['caption']}'"
+
+
+def test_the_next_command_fits_a_line(data):  # noqa: F811
+    items = index.items_of(data, "test", ["region"])
+    long, odd = "dog " * 30, "a\tdog"
+    assert index.example(items._replace(captions=[[long, odd], ["a dog"]])) == "'a dog'"
+    assert index.example(items._replace(captions=[[long], [odd]])) == f"--image {items.ids[0]}"

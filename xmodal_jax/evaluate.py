@@ -13,23 +13,25 @@ from xmodal_jax import digest
 from xmodal_jax.baselines.cca import FILE as BASELINE
 from xmodal_jax.baselines.cca import Fitted
 from xmodal_jax.data.pipeline import Captions, text_ids
-from xmodal_jax.data.records import open_dataset
+from xmodal_jax.data.records import Dataset, open_dataset
 from xmodal_jax.errors import CheckpointError, UsageError, check_output, require
 from xmodal_jax.evaluation import ranks_file, speak, table
 from xmodal_jax.evaluation.embeddings import load_array, load_map, recall
-from xmodal_jax.evaluation.run import Run
+from xmodal_jax.evaluation.run import Run, run_and_step
 from xmodal_jax.evaluation.speak import Said
 from xmodal_jax.evaluation.vote import Ranking, rank_split, scaled
 from xmodal_jax.inference import load
-from xmodal_jax.inference.table import recall_of
+from xmodal_jax.inference.table import Measured
 from xmodal_jax.text.generation import Decoding
 from xmodal_jax.text.noise import noisy
+from xmodal_jax.training.bundle import is_bundle
 
 NOISE = "noise.json"  # the noise curve of a run, in its folder "eval"
 
 
 def open_run(path: Path, args: argparse.Namespace) -> Run:
-    return Run(Path(path), args.data, allow_unknown=args.allow_unknown)
+    workdir, step = run_and_step(path) if args.ensemble else (path, None)
+    return Run(workdir, args.data, allow_unknown=args.allow_unknown, voting=step)
 
 
 def show(result: table.Table, title: str, name: str, latex: bool) -> None:
@@ -107,12 +109,12 @@ def keep(run: Run, files: Mapping[str, str | bytes], copy: Path | None, text: st
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    """The mean of the score matrices of several runs' best steps, each scaled by its spread on dev with ``--scale``."""
+    """The mean of the score matrices of several systems, each scaled by its spread on dev with ``--scale``."""
     if args.watch or args.step is not None:
-        raise UsageError("--ensemble takes the best step of each run; leave out --watch and --step.")
-    runs: list[Run | Fitted] = [
-        Fitted.load(path, args.data) if (path / BASELINE).is_file() else open_run(path, args) for path in args.ensemble
-    ]
+        raise UsageError(
+            "--ensemble takes the best step of each run, or that of RUN@STEP; leave out --watch and --step."
+        )
+    runs = members_of(args)
     for run in runs[1:]:
         if run.dataset.identity != runs[0].dataset.identity:
             raise UsageError(
@@ -131,15 +133,35 @@ def ensemble(args: argparse.Namespace) -> int:
     names = ", ".join(map(str, runs))
     how = "mean score, each in units of its deviation on dev," if args.scale else "mean score"
     title = f"{how} of {names} on {runs[0].dataset.manifest['name']} {args.split}"
-    show(result, title, " + ".join(run.workdir.name for run in runs), args.latex)
+    show(result, title, " + ".join(path.name for path in args.ensemble), args.latex)
     if args.json:
-        content = {"ensemble": [str(run.workdir) for run in runs], "scale": args.scale, "split": args.split}
-        content["data"] = runs[0].dataset.manifest["name"]
+        content = {"ensemble": list(map(str, args.ensemble)), "scale": args.scale, "split": args.split}
+        content |= {"data": runs[0].dataset.manifest["name"], "identity": runs[0].dataset.identity}
         whole = digest.sealed({**content, **table.to_json(result)})
         digest.write(args.json, json.dumps(whole, indent=1) + "\n")
-        about = {**content, "identity": runs[0].dataset.identity, "system": "ensemble"}
+        about = {**content, "system": "ensemble"}
         ranks_file.write_beside(args.json, ranking, runs[0].dataset.split(args.split), about)
     return 0
+
+
+def members_of(args: argparse.Namespace) -> list[Run | Fitted | Measured]:
+    """What ``--ensemble`` names; bundles, which have no data, are measured on ``--data`` or that of the first other."""
+
+    def open_other(path: Path) -> Run | Fitted:
+        if (path / BASELINE).is_file():
+            return Fitted.load(path, args.data)
+        return open_run(path, args)
+
+    bundles = {path for path in args.ensemble if is_bundle(path)}
+    others = {path: open_other(path) for path in args.ensemble if path not in bundles}
+    if not others and args.data is None:
+        raise UsageError("An --ensemble of bundles alone needs --data, a prepared data set.")
+    dataset = next(iter(others.values())).dataset if others else open_dataset(args.data)
+    return [others.get(path) or measured(path, dataset, args) for path in args.ensemble]
+
+
+def measured(path: Path, dataset: Dataset, args: argparse.Namespace) -> Measured:
+    return Measured(path, load(path), dataset, args.allow_unknown)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -200,15 +222,18 @@ def bundle(args: argparse.Namespace) -> int:
     unfit = {"--watch": args.watch, "--step": args.step is not None, "--scale": args.scale, "--map": args.map}
     if given := [name for name, value in (unfit | {"--char-noise": args.char_noise}).items() if value]:
         raise UsageError(f"A bundle holds one state of a system; leave out {', '.join(given)}.")
-    system, dataset = load(args.bundle), open_dataset(args.data)
-    options = {"shared": args.duplicates == "shared", "allow_unknown": args.allow_unknown}
-    result = recall_of(system, args.data, args.split, protocol=args.protocol, **options)
-    name = dataset.manifest["name"]
-    show(result, f"{args.bundle} ({system.system}) on {name} {args.split}", args.bundle.name, args.latex)
+    dataset = open_dataset(args.data)
+    system = measured(args.bundle, dataset, args)
+    ranking = system.rank(args.split, args.protocol, shared=args.duplicates == "shared")
+    result, name = ranking.table(), dataset.manifest["name"]
+    show(result, f"{args.bundle} ({system.bundle.system}) on {name} {args.split}", args.bundle.name, args.latex)
     if args.json:
-        about = {"bundle": str(args.bundle), "manifest": system.fingerprint, "data": name, "split": args.split}
-        content = {**about, "identity": dataset.identity, **table.to_json(result)}
-        digest.write(args.json, json.dumps(digest.sealed(content), indent=1) + "\n")
+        about = {"bundle": str(args.bundle), "manifest": system.bundle.fingerprint, "data": name, "split": args.split}
+        about["identity"] = dataset.identity
+        whole = digest.sealed({**about, **table.to_json(result)})
+        digest.write(args.json, json.dumps(whole, indent=1) + "\n")
+        kept = {**about, "system": system.bundle.system}
+        ranks_file.write_beside(args.json, ranking, dataset.split(args.split), kept)
     return 0
 
 

@@ -264,7 +264,7 @@ def tune(method: str, train: Items, dev: Items) -> Tuned:
 
 
 class Fitted(NamedTuple):
-    """A tuned baseline, which may vote in `xmodal eval --ensemble`."""
+    """A tuned baseline on a data set, which may vote in `xmodal eval --ensemble`."""
 
     workdir: Path
     dataset: Dataset
@@ -281,6 +281,7 @@ class Fitted(NamedTuple):
             CheckpointError: the folder cannot be written.
         """
         about = {"method": self.method, "features": list(self.features), "data": str(self.dataset.directory)}
+        about |= {"name": self.dataset.manifest["name"], "identity": self.dataset.identity}
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             with open(self.workdir / FILE, "wb") as file:
@@ -296,7 +297,12 @@ class Fitted(NamedTuple):
 
     @classmethod
     def load(cls, workdir: Path, data: str | Path | None = None) -> Fitted:
-        """Raises CheckpointError where the file is damaged, DataError where the data set has gone."""
+        """A kept baseline on the data that it was fitted to, or on ``data``.
+
+        Raises:
+            CheckpointError: the file is damaged.
+            DataError: the data set has gone or changed, or ``data`` has features of another width.
+        """
         try:
             with np.load(workdir / FILE, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
@@ -307,12 +313,26 @@ class Fitted(NamedTuple):
             raise CheckpointError(
                 f"{workdir / FILE} is damaged ({error}); make it again with `xmodal baseline`."
             ) from None
+        if data is None and not Path(about["data"]).is_dir():
+            raise DataError(
+                f"{workdir} was fitted to {about['data']}, which is not there; say where it is now by --data."
+            )
         dataset = open_dataset(data or about["data"])
+        if data is None and about.get("identity", dataset.identity) != dataset.identity:  # not kept formerly
+            raise DataError(
+                f"{dataset.directory} has changed since {workdir} was fitted to it; restore it, name it by --data, or "
+                "make the baseline again with `xmodal baseline`."
+            )
         return cls(workdir, dataset, about["method"], about["features"], setting, projection, words)
 
     def vote(self, split: str) -> tuple[Any, Int[np.ndarray, " c"], str]:
         """A member of an ensemble, the image of each caption, and which weights it has."""
         ((items,), _) = read_items([self.dataset.split(split)], self.features, self.words)
+        if items.image.shape[1] != len(self.projection.image_mean):
+            raise DataError(
+                f"{self.workdir} was fitted to {' and '.join(self.features)} features of other sizes than those of "
+                f"{self.dataset.directory}; name data of the kind that it was fitted to."
+            )
         image, text = embeddings(project(self.projection, items), self.projection.correlation, self.setting)
         ids = text_ids(self.dataset.split(split))
         return Member(lambda _, image, text: image @ text.T, None, image, text, ids), items.row, "linear"
@@ -350,9 +370,10 @@ def main(args: argparse.Namespace) -> int:
     )
     table.to_screen(result, title=title, chance=True)
     if args.json:
-        facts = {"method": args.method, "data": str(args.data), "split": args.split, "features": args.features}
+        facts = {"method": args.method, "split": args.split, "features": args.features}
+        facts |= {"data": dataset.manifest["name"], "identity": dataset.identity}
         content = {**facts, "setting": setting._asdict(), "dev_rsum": dev_rsum, **table.to_json(result)}
         digest.write(args.json, json.dumps(digest.sealed(content), indent=1, allow_nan=False) + "\n")
-        about = {**facts, "data": dataset.manifest["name"], "identity": dataset.identity, "system": args.method}
+        about = {**facts, "system": args.method}
         ranks_file.write_beside(args.json, ranking, dataset.split(args.split), about)
     return 0

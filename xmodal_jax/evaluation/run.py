@@ -29,11 +29,33 @@ from xmodal_jax.training.setup import make_captions
 from xmodal_jax.types import Config
 
 
-class Run:
-    """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints."""
+def run_and_step(path: Path) -> tuple[Path, int | None]:
+    """``RUN@STEP`` as a folder and a step; what is there under the whole name is that, with no step."""
+    name, _, step = str(path).rpartition("@")
+    if path.exists() or not (name and step.isdecimal()):
+        return path, None
+    return Path(name), int(step)
 
-    def __init__(self, workdir: Path, data: str | Path | None = None, *, allow_unknown: bool = False):
-        self.workdir, self.allow_unknown = workdir, allow_unknown
+
+class Run:
+    """A run folder opened for evaluation: config, vocabulary, data, model, checkpoints.
+
+    Args:
+        workdir: the folder.
+        data: a data set in place of that which it was trained on.
+        allow_unknown: take captions of which the vocabulary knows too little, too.
+        voting: the step that is a member of an ensemble; the best one by default.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        data: str | Path | None = None,
+        *,
+        allow_unknown: bool = False,
+        voting: int | None = None,
+    ):
+        self.workdir, self.allow_unknown, self.voting = workdir, allow_unknown, voting
         self.coverage: Coverage | None = None  # of the captions that were read last
         self.config: Config = configs.read(workdir)
         try:
@@ -163,11 +185,11 @@ class Run:
         return self.evaluator.member(variables, reader, captions, quiet=False), captions.image, weights
 
     def vote(self, split: str) -> tuple[Member, Int[np.ndarray, " c"], str]:
-        """The best step as a member of an ensemble, as :meth:`member` gives it."""
-        return self.member(self.checkpoints.best(), split)
+        """The step ``voting`` as a member of an ensemble, as :meth:`member` gives it."""
+        return self.member(self.step(self.voting), split)
 
     def __str__(self) -> str:
-        return f"{self.workdir} step {self.checkpoints.best():,}"
+        return f"{self.workdir} step {self.step(self.voting):,}"
 
     def rank(self, step: int, split: str, protocol: str = "auto", *, shared: bool = False) -> tuple[Member, Ranking]:
         """What a step makes of a split and its ranks; ``shared``: equal captions are positives of all their images."""

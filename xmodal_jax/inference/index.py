@@ -34,6 +34,7 @@ from xmodal_jax.training.lock import Lock
 BLOCK = 256  # items embedded at a time; the state counts these
 EVERY = 2.0  # seconds between saves of the state
 PROBES = 64  # items a side that tell whether the score is an inner product
+LINE = 80  # characters of a caption that is shown as an example
 STATE, LOCK, SAID = "state.json", lock.FILE, "said.jsonl"
 
 Read = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
@@ -355,7 +356,12 @@ def main(args: argparse.Namespace) -> int:
     how = "inner products" if manifest["dot"] else "coarse search, then the full score"
     held = f"{counts['images']:,} images and {counts['texts']:,} captions, {size / 1e6:.1f} MB"
     print(f"{args.out}: {held}, ranked by {how}")
-    caption = next((text for captions in items.captions for text in captions if text.isprintable()), None)
-    query = shlex.quote(caption) if caption else f"--image {shlex.quote(items.ids[0])}"
-    print(f"next: xmodal search {shlex.quote(str(args.out))} {query}")
+    print(f"next: xmodal search {shlex.quote(str(args.out))} {example(items)}")
     return 0
+
+
+def example(items: Items) -> str:
+    """What one may search for: the first caption that fits a line, else the first image."""
+    texts = (text for captions in items.captions for text in captions)
+    caption = next((text for text in texts if text.isprintable() and 0 < len(text) <= LINE), None)
+    return shlex.quote(caption) if caption else f"--image {shlex.quote(items.ids[0])}"

@@ -1,4 +1,4 @@
-"""`xmodal search`: from a sentence to ranked images, from an image to ranked captions.
+"""`xmodal search`: from a sentence to ranked images, from an image to ranked captions or to images like it.
 
 Where scores are inner products an engine ranks all items. Elsewhere it ranks coarse vectors, and the best of them are
 scored in full (re-ranked).
@@ -115,14 +115,41 @@ class Searcher:
             DataError: a picture that cannot be read.
         """
         _check_k(k)
-        if isinstance(image, int | np.integer):
-            if not 0 <= image < len(self.gallery.images):
-                raise UsageError(f"Rows of images go from 0 to {len(self.gallery.images) - 1}, not {image}.")
-            query = self.stored(self.gallery.images, np.array([image]))
-        else:
-            query = self._image(image)
-        scores, rows = self.rank(self.gallery.texts, query, k)
+        scores, rows = self.rank(self.gallery.texts, self._image(image), k)
         return self._hits(self.gallery.texts, scores[0], rows[0])
+
+    def by_likeness(self, image: Any, k: int = 10) -> list[Hit]:
+        """The best k images of the gallery for another image, by the inner product of their vectors, which is a cosine
+        where these have unit length. A row of the gallery is not among its own answers.
+
+        Args:
+            image: as in :meth:`by_image`.
+
+        Raises:
+            UsageError: as :meth:`by_image`, or a system without one vector an image.
+            DataError: a picture that cannot be read.
+        """
+        _check_k(k)
+        self.check_likeness()
+        side, query = self.gallery.images, self._image(image)
+        ((scores,), (rows,)) = self.engine_of(side).search(query.vectors, k + 1)
+        kept = rows >= 0  # approximate engines may find fewer
+        if isinstance(image, int | np.integer):
+            kept &= rows != image
+        return self._hits(side, scores[kept][:k], rows[kept][:k])
+
+    @property
+    def likens(self) -> bool:
+        """Whether images can be compared with images: scores are inner products of one vector an item."""
+        return self.gallery.dot is not None
+
+    def check_likeness(self) -> None:
+        """Raise a UsageError where the system cannot compare two images."""
+        if not self.likens:
+            raise UsageError(
+                f'The system "{self.bundle.system}" scores an image with a sentence, not two images with each other; '
+                "index the data with a system whose score is the inner product of one vector an item."
+            )
 
     def unknown(self, text: str) -> list[str]:
         """The words of a sentence that the vocabulary does not have."""
@@ -164,6 +191,11 @@ class Searcher:
         return self._query(self.bundle.embed_texts(texts), lambda other: other.embed_texts(texts))
 
     def _image(self, image: Any) -> Query:
+        """The query that :meth:`by_image` is given."""
+        if isinstance(image, int | np.integer):
+            if not 0 <= image < len(self.gallery.images):
+                raise UsageError(f"Rows of images go from 0 to {len(self.gallery.images) - 1}, not {image}.")
+            return self.stored(self.gallery.images, np.array([image]))
         if isinstance(image, Mapping):
             given: Any = {name: np.asarray(value)[None] for name, value in image.items()}
         else:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -53,6 +53,7 @@ RETRY = {"Retry-After": "1"}
 Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TEXT)]
 Number = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Row = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
+Found = Literal["captions", "images"]
 
 
 class Asked(BaseModel):
@@ -76,10 +77,11 @@ class Text(Asked):
 
 
 class Item(Asked):
-    """An image of the gallery that ranks the captions."""
+    """An image of the gallery that ranks the captions, or the other images."""
 
     item: Row
     k: Number = 20
+    find: Found = "captions"
 
 
 Question = Annotated[
@@ -163,6 +165,10 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
             raise DataError("The body holds no picture.")
         return await asyncio.get_running_loop().run_in_executor(decoders, state.read, body)
 
+    def check_likeness(state: State) -> None:
+        if not state.searcher.likens:
+            raise Missing(f'The system "{state.system}" scores images with sentences, not with images; find captions.')
+
     def check_captions(state: State) -> None:
         if not state.speaks_of_images:
             raise Missing(f'The system "{state.system}" has no caption decoder; /search ranks captions that exist.')
@@ -192,25 +198,34 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
     async def broken(_: Request, __: Exception) -> Response:
         return fault(500, "Something is wrong with this service; its log says what.")
 
-    @app.post("/search", responses=FAULTS, summary="Rank images by a sentence, or captions by an image")
+    @app.post("/search", responses=FAULTS, summary="Rank images by a sentence, or captions or images by an image")
     async def search(asked: Question) -> dict[str, Any]:
         state = live.state
         if isinstance(asked, Text):
             state.searcher.check_known(asked.text)  # before it is put together with the questions of others
             return await run(state, "text", state.by_text, (asked.text, asked.k))
-        return await run(state, "item", state.by_item, (row_of(state, asked.item), asked.k))
+        item = row_of(state, asked.item), asked.k
+        if asked.find == "captions":
+            return await run(state, "item", state.by_item, item)
+        check_likeness(state)
+        return await run(state, "likeness", state.by_likeness, item)
 
     @app.post(
         "/search/picture",
         responses=FAULTS,
-        summary="Rank captions by a picture",
+        summary="Rank captions or images by a picture",
         openapi_extra=A_PICTURE,
     )
     async def search_picture(
-        request: Request, k: Annotated[int, Query(ge=1, le=MOST, description="How many captions.")] = 20
+        request: Request,
+        k: Annotated[int, Query(ge=1, le=MOST, description="How many.")] = 20,
+        find: Annotated[Found, Query(description="What is ranked.")] = "captions",
     ) -> dict[str, Any]:
         state, body = live.state, await request.body()
-        return await run(state, "picture", state.by_picture, (await pixels_of(state, body), k))
+        if find == "captions":
+            return await run(state, "picture", state.by_picture, (await pixels_of(state, body), k))
+        check_likeness(state)
+        return await run(state, "likeness", state.by_likeness, (await pixels_of(state, body), k))
 
     @app.post("/attend", responses=FAULTS, summary="How much each word of a sentence looks at each region of an image")
     async def attend(asked: Pair) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class State:
             "captions": len(self.gallery.texts),
             "pixels": self.pixels,
             "attention": self.attends,
+            "similar": self.searcher.likens,
             "speaks_of_images": self.speaks_of_images,
             "speaks_of_sentences": self.speaks_of_sentences,
         }
@@ -79,6 +80,18 @@ class State:
             found = [self._caption(hit) | {"own": hit.row in captions} for hit in hits]
             answers.append({"kind": "captions", **self._scored(self.gallery.texts, k), "hits": found})
         return answers
+
+    def by_likeness(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
+        """Ranked images that are like the gallery's, by their rows, or like new pictures."""
+        return [
+            {
+                "kind": "images",
+                "scored": self.count,
+                "of": self.count,
+                "hits": [self._image(hit) for hit in self.searcher.by_likeness(image, k)],
+            }
+            for image, k in asked
+        ]
 
     def by_picture(self, asked: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
         """Ranked captions of new pictures, as :meth:`read` gives them."""
@@ -139,11 +152,14 @@ class State:
         bundle = self.gallery.bundle
         if self.attends and self.count:
             self.attend([(0, "a")])
-        if self.speaks_of_images and self.pixels:
+        if self.pixels:
             most = bundle.manifest["regions"]
             shapes = {name: [most if n == "regions" else n for n in shape] for name, shape in bundle.features.items()}
             kind = {name: np.uint8 if len(shape) == 3 else np.float32 for name, shape in shapes.items()}
-            bundle.caption({name: np.zeros((1, *shape), kind[name]) for name, shape in shapes.items()})
+            picture = {name: np.ones((1, *shape), kind[name]) for name, shape in shapes.items()}
+            bundle.embed_images(picture)
+            if self.speaks_of_images:
+                bundle.caption(picture)
         if self.speaks_of_sentences:
             longest = max(bundle.lengths)
             widths = {min(WORDS << doubled, longest) for doubled in range(longest.bit_length())}

@@ -11,6 +11,7 @@ FAULTS = {  # pydantic's kinds of errors, whose own words are for programmers
     "missing": "it is missing",
     "extra_forbidden": "there is no such key",
     "string_type": "it is a string",
+    "literal_error": "it is {expected}",
     "int_type": "it is a whole number",
     "int_from_float": "it is a whole number",
     "int_parsing": "it is a whole number",

@@ -17,6 +17,7 @@ from xmodal_jax.data.records import Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError, check_output, require
 from xmodal_jax.evaluation import compare, ranks_file, table
 from xmodal_jax.evaluation.compare import Difference, McNemar
+from xmodal_jax.evaluation.run import Run, run_and_step
 from xmodal_jax.training import log
 from xmodal_jax.training.checkpoint import Checkpoints
 from xmodal_jax.types import Config
@@ -66,13 +67,19 @@ class Comparison(NamedTuple):
 
 
 def open_side(path: Path, split: str, data: Path | None) -> Side:
-    """The evaluation that a path names: a file, the best step of a run folder, or that of a folder of evaluations.
+    """The evaluation that a path names: a file, the best step of a run folder, the step of ``RUN@STEP``, or the best
+    of a folder of evaluations.
 
     What a run has no ranks of is ranked now.
 
     Raises:
         CheckpointError, DataError: nothing evaluated is there, or it is damaged.
     """
+    workdir, step = run_and_step(path)
+    if step is not None:
+        if not (workdir / configs.FILE).is_file():
+            raise DataError(f"{path}: {workdir} is no run folder, which alone has steps; give RUN@STEP, or a path.")
+        return _of_run(workdir, split, step, data)._replace(path=path)
     if not path.exists():
         raise DataError(f"{path} is not there; give a run folder, or what `xmodal eval` wrote.")
     if path.is_file():
@@ -116,7 +123,6 @@ def _of_run(workdir: Path, split: str, step: int | None, data: Path | None) -> S
     if data is None and kept.is_file():
         return _side(workdir, workdir, ranks_file.read(kept))
     from xmodal_jax.evaluate import keep, ranks_of
-    from xmodal_jax.evaluation.run import Run
 
     run = Run(workdir, data)
     kept = run.evaluations / kept.name
@@ -130,8 +136,8 @@ def _of_run(workdir: Path, split: str, step: int | None, data: Path | None) -> S
 
 
 def _side(path: Path, workdir: Path | None, evaluation: ranks_file.Evaluation) -> Side:
-    named = Path(evaluation.about.get("workdir", ""))
-    workdir = workdir or (named if (named / configs.FILE).is_file() else None)
+    named = evaluation.about.get("workdir")  # none of an ensemble and a baseline
+    workdir = workdir or (Path(named) if named and (Path(named) / configs.FILE).is_file() else None)
     return Side(path, workdir, configs.read(workdir) if workdir else None, evaluation)
 
 

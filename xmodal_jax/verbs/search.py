@@ -48,13 +48,15 @@ def _image_of(gallery: Gallery, name: str) -> int | str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`xmodal search`: a sentence, or an image, against a gallery; or what re-ranking keeps (``--measure``)."""
+    """`xmodal search`: a sentence or an image against a gallery; or what re-ranking keeps (``--measure``)."""
     if sum((args.text is not None, args.image is not None, args.measure)) != 1:
         raise UsageError("Give a sentence, or --image, or --measure.")
     try:
         rerank = args.rerank if args.rerank in (None, "all") else int(args.rerank)
     except ValueError:
         rerank = args.rerank
+    if args.similar and args.image is None:
+        raise UsageError("--similar is for the images like one: give --image.")
     gallery = Gallery(args.gallery, pictures=args.pictures)
     searcher = Searcher(gallery, engine=args.engine, rerank=rerank)
     if args.measure:
@@ -65,7 +67,10 @@ def main(args: argparse.Namespace) -> int:
         return 0
     unknown: list[str] = []
     cut = 0
-    if args.image is not None:
+    if args.similar:
+        searcher.check_likeness()
+        side, hits = gallery.images, searcher.by_likeness(_image_of(gallery, args.image), args.k)
+    elif args.image is not None:
         side, hits = gallery.texts, searcher.by_image(_image_of(gallery, args.image), args.k)
     else:
         side, hits = gallery.images, searcher.by_text([args.text], args.k)[0]

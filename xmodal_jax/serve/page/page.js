@@ -125,26 +125,19 @@ function ask(text) {
   return search(text);
 }
 
-async function search(text) {
-  text = text.trim();
-  if (!text) return offer("Write what the picture should show, or look at some of them.");
+// Show what `find(k)` gives, hits and a message, unless a newer question has been asked meanwhile.
+async function rank(query, find) {
   const turn = ++state.turn;
-  $("asked").hidden = true;
-  $("examples").hidden = true;
-  state.query = text;
+  $("asked").hidden = $("examples").hidden = true;
+  state.query = query;
   const k = Number($("k").value);
   say("Searching…");
   blanks(k);
-  const began = performance.now();
   try {
-    const answer = await post("/search", { text, k });
-    if (turn !== state.turn) return; // a newer question has been asked
-    $("hits").replaceChildren(...answer.hits.map(card));
-    const long = answer.cut ? ` The sentence is too long: its last ${answer.cut} words were not read.` : "";
-    const strange = (answer.unknown.length ? ` Not in the vocabulary: ${answer.unknown.join(", ")}.` : "") + long;
-    const count = answer.hits.length;
-    const cut = answer.scored < answer.of ? ` ${answer.scored.toLocaleString("en")} of ${answer.of.toLocaleString("en")} were scored in full, those that a coarse search puts first.` : "";
-    say(count ? `${count} pictures in ${Math.round(performance.now() - began)} ms.${cut}${strange}` : `This gallery has no pictures.${strange}`);
+    const [hits, message] = await find(k);
+    if (turn !== state.turn) return;
+    $("hits").replaceChildren(...hits.map(card));
+    say(message);
   } catch (error) {
     if (turn !== state.turn) return;
     $("hits").replaceChildren();
@@ -152,6 +145,37 @@ async function search(text) {
   } finally {
     if (turn === state.turn) $("hits").setAttribute("aria-busy", "false");
   }
+}
+
+async function search(text) {
+  text = text.trim();
+  if (!text) return offer("Write what the picture should show, or look at some of them.");
+  return rank(text, async (k) => {
+    const began = performance.now();
+    const answer = await post("/search", { text, k });
+    const long = answer.cut ? ` The sentence is too long: its last ${answer.cut} words were not read.` : "";
+    const strange = (answer.unknown.length ? ` Not in the vocabulary: ${answer.unknown.join(", ")}.` : "") + long;
+    const count = answer.hits.length;
+    const cut = answer.scored < answer.of ? ` ${answer.scored.toLocaleString("en")} of ${answer.of.toLocaleString("en")} were scored in full, those that a coarse search puts first.` : "";
+    const time = Math.round(performance.now() - began);
+    return [answer.hits, count ? `${count} pictures in ${time} ms.${cut}${strange}` : `This gallery has no pictures.${strange}`];
+  });
+}
+
+// Pictures like one of the gallery, whose row goes into the address.
+function like(row) {
+  history.pushState(null, "", `#like=${row}`);
+  return alike(row);
+}
+
+function alike(row) {
+  if ($("detail").open) $("detail").close();
+  $("text").value = "";
+  return rank("", async (k) => {
+    const own = call(`/items/${row}`).then((r) => r.json());
+    const [{ hits }, { id }] = await Promise.all([post("/search", { item: row, find: "images", k }), own]);
+    return [hits, hits.length ? `${hits.length} pictures like ${id}, the most alike first.` : `There is no other picture than ${id}.`];
+  });
 }
 
 // One picture
@@ -172,6 +196,7 @@ async function show(hit, query) {
   $("boxes").replaceChildren();
   $("look").hidden = true;
   quote($("said"), hit.said);
+  $("similar").hidden = !state.facts.similar;
   $("captions").replaceChildren();
   $("captions-note").textContent = "Ranking…";
   const image = $("picture");
@@ -282,8 +307,10 @@ async function give(file) {
     call(path, { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file }).then((r) => r.json());
   const speak = async () => (state.facts.speaks_of_images ? send("/caption/picture").catch(() => ({})) : {}); // ranks count more
   try {
-    const [answer, said] = await Promise.all([send("/search/picture?k=20"), speak()]);
+    const near = async () => (state.facts.similar ? send(`/search/picture?find=images&k=${$("k").value}`) : { hits: [] });
+    const [answer, said, similar] = await Promise.all([send("/search/picture?k=20"), speak(), near()]);
     if (turn !== state.turn) return;
+    $("hits").replaceChildren(...similar.hits.map(card));
     quote($("asked-said"), said.caption);
     URL.revokeObjectURL(state.asked);
     state.asked = URL.createObjectURL(file);
@@ -293,7 +320,8 @@ async function give(file) {
       ask(own.caption);
     });
     $("asked").hidden = false;
-    say("Captions of the gallery, best first. Choose one to search pictures with it.");
+    const below = similar.hits.length ? " Below: the pictures most like it." : "";
+    say(`Captions of the gallery, best first. Choose one to search pictures with it.${below}`);
   } catch (error) {
     if (turn === state.turn) say("", error.message);
   }
@@ -308,9 +336,10 @@ $("ask").addEventListener("submit", (event) => {
 window.addEventListener("popstate", () => {
   if ($("detail").open) $("detail").close();
   $("text").value = questionOf();
-  questionOf() ? search(questionOf()) : offer();
+  answer();
 });
-$("k").addEventListener("change", () => state.query && search(state.query));
+$("k").addEventListener("change", () => (questionOf() || likeOf() !== null) && answer());
+$("similar").addEventListener("click", () => like(state.open));
 $("close").addEventListener("click", () => $("detail").close());
 $("detail").addEventListener("click", (event) => event.target === $("detail") && $("detail").close());
 $("detail").addEventListener("close", () => { state.open = null; });
@@ -348,6 +377,8 @@ document.addEventListener("keydown", (event) => {
 });
 
 const questionOf = () => new URLSearchParams(location.hash.slice(1)).get("q") || "";
+const likeOf = () => (/^#like=\d+$/.test(location.hash) ? Number(location.hash.slice(6)) : null);
+const answer = () => (likeOf() !== null ? alike(likeOf()) : questionOf() ? search(questionOf()) : offer());
 
 async function start() {
   try {
@@ -355,12 +386,10 @@ async function start() {
     const { data, system, images, captions: texts } = state.facts;
     $("facts").textContent = `${images.toLocaleString("en")} pictures and ${texts.toLocaleString("en")} captions of ${data}, ranked by ${system}`;
     $("drop").hidden = !state.facts.pixels;
+    $("alike").hidden = !state.facts.similar;
     $("text").value = questionOf() || $("text").value;
-    if (questionOf()) search(questionOf());
-    else {
-      offer();
-      if (matchMedia("(pointer: fine)").matches) $("text").focus();
-    }
+    answer();
+    if (!location.hash && matchMedia("(pointer: fine)").matches) $("text").focus();
   } catch (error) {
     $("facts").textContent = "";
     say("", error.message);

@@ -114,12 +114,13 @@ def add_search(verbs) -> None:
         verbs,
         "search",
         "verbs.search:main",
-        "images for a sentence, or captions for an image",
+        "images for a sentence, captions for an image, or images like it",
         'xmodal search f8k.gallery "a dog on the beach" -k 5',
     )
     parser.add_argument("gallery", type=Path, help="what `xmodal index` wrote")
     parser.add_argument("text", nargs="?", help="a sentence")
     parser.add_argument("--image", metavar="FILE|ID", help="an image of the gallery, or a picture")
+    parser.add_argument("--similar", action="store_true", help="of --image: find images like it, not captions")
     parser.add_argument("-k", type=int, default=10, help="how many to find, at most 1,000")
     parser.add_argument(
         "--engine", default="exact", metavar="NAME", help="exact (default), faiss or qdrant[:ADDRESS|FOLDER]"

@@ -34,7 +34,13 @@ def add_eval(verbs) -> None:
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path)
-    which.add_argument("--ensemble", type=Path, nargs="+", metavar="W", help="runs whose score matrices are averaged")
+    which.add_argument(
+        "--ensemble",
+        type=Path,
+        nargs="+",
+        metavar="W",
+        help="runs (W@STEP: another step than the best), bundles and kept baselines whose score matrices are averaged",
+    )
     which.add_argument("--bundle", type=Path, help="what `xmodal export` or `xmodal convert` wrote, on --data")
     which.add_argument(
         "--embeddings",
@@ -141,7 +147,7 @@ def add_compare(verbs) -> None:
         "two runs on the same queries: what differs, by how much, how surely, and on which queries",
         "xmodal compare runs/vsepp runs/scan --html compare.html",
     )
-    what = "a run folder (its best step), a folder of evaluations, or a file of one (eval/test-STEP.json)"
+    what = "a run folder (its best step), RUN@STEP, a folder of evaluations, or a file of one (eval/test-STEP.json)"
     parser.add_argument("a", type=Path, metavar="A", help=what)
     parser.add_argument("b", type=Path, metavar="B", help="another; all differences are B minus A")
     parser.add_argument("--split", default="test", help="of folders; test by default")
