@@ -5,8 +5,8 @@
 
 Source: Frome et al., NIPS 2013, for words; sentences as in the tables of Karpathy et al. The margin is the paper's. It
 draws one negative at random; here the sum goes over all of the batch, its expectation up to a factor that Adam does not
-see, and ``--config.loss.k=1`` takes the hardest alone. One direction, image to sentence; ``--config.loss.t2i_weight=1.0``
-adds the other, without which images are hardly ranked: those with the longest M v lead.
+see, and ``--config.loss.k=1`` takes the hardest alone. One direction, image to sentence, so that images are hardly
+ranked, those with the longest M v leading; ``--config.loss.t2i_weight=1.0`` adds the other.
 
 Reached (docs/results.md): not measured. On Flickr8k's dev after 700 steps, image to text R@1 6.2, text to image 0.1; by
 ``--config.model.measure=cosine`` 4.2 and 0.8.

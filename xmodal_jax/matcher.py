@@ -16,7 +16,8 @@ class Matcher(nn.Module):
 
     That one invariant lets evaluation slice it, devices gather it and export save it without knowing the system.
     Fields of a subclass come from ``config.model``; those that are named like one of :class:`xmodal_jax.types.Facts`
-    (``vocabulary``, ``classes``, ``regions``, ``words``, ``vector_dim``) are filled from the data where the config leaves them out.
+    (``vocabulary``, ``classes``, ``regions``, ``words``, ``vector_dim``) are filled from the data where the config
+    leaves them out.
     ``dtype``, where a model has it, is the type of the matrix products; parameters, states and scores stay float32.
     """
 
