@@ -208,7 +208,7 @@ def test_every_config_of_the_package_passes_and_nearly_all_its_values_are_checke
                     if not isinstance(value, bool) and checks.find(key, config.model.name) is None
                 }
                 paths = {"data.dir", "data.word_vectors", "init.workdir"}
-                assert free <= {*paths, "stages", "model.name", "model.feature", "model.text"}
+                assert free <= {*paths, "stages", "model.name", "model.feature", "model.concept", "model.text"}
 
 
 def test_fields_of_a_model_file_are_its_own():
