@@ -1,5 +1,7 @@
 """SCO and DeViSE against NumPy; what each fusion reads; their configs."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -110,7 +112,7 @@ def test_sco_config(variant, data):
     assert (config.loss.name, config.loss.margin, config.loss.hardness) == ("triplet", 0.2, 0.0)
 
 
-def devise_scores(measure, image=CONTEXT, vector=VECTOR):
+def devise_scores(measure, image=CONTEXT, vector=VECTOR) -> Any:
     model = devise.Model(3, measure=measure)
     batch = Batch(images(context=image), TEXTS._replace(feature={"mean": vector}))
     variables = model.init(jax.random.key(0), batch)

@@ -47,7 +47,7 @@ def config_page() -> str:
     for module in pkgutil.iter_modules(models.__path__):
         model = importlib.import_module(f"{models.__name__}.{module.name}").Model
         meanings = attributes(model)
-        fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name", "vocabulary")]
+        fields = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name", "vocabulary", "vector_dim")]
         rows = [
             (
                 f"model.{field.name}",
