@@ -52,6 +52,7 @@ MEANINGS = {
     "data.most_unknown": "share of tokens unknown to the vocabulary from which on no training starts; 1: never refused",
     "data.dev_images": "the first so many images of dev choose the best step, as in the released codes; 0 for all",
     "data.word_vectors": "prefix of a words.txt / npy pair, or a GloVe text file, that the word table starts from",
+    "data.vector_words": "only words that `data.word_vectors` has are in the vocabulary (Dual-Path)",
     "loss.name": "the loss of `weights.rank`, of `xmodal_jax.losses`; it reads those of the keys here that it has",
     "loss.margin": "of the hinges",
     "loss.hardness": "1: only the hardest negative counts; 0: the sum over all; between: a mixture",
@@ -68,6 +69,8 @@ MEANINGS = {
     "weights.rank": "of the ranking loss; 0 for a system that does not rank",
     "weights.captioning": "of the caption decoder's cross entropy (STT)",
     "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
+    "weights.instance_image": "of the classification of images, each a class (Dual-Path)",
+    "weights.instance_text": "of the classification of their captions (Dual-Path)",
     "optim.name": "the update rule; adamw decays beside the gradient, the others in it",
     "optim.lr": "learning rate before schedule and rules",
     "optim.warmup_steps": "steps of a linear rise of the rate from 0",
@@ -129,6 +132,7 @@ def base(data: str) -> Config:
             "most_unknown": 0.5,
             "dev_images": 1000,
             "word_vectors": "",
+            "vector_words": False,
         }
     )
     config.loss = ConfigDict(

@@ -57,7 +57,7 @@ def make_model(config: Config, facts: Facts) -> Matcher:
     Raises:
         UsageError: no such model, or a field that it does not have.
     """
-    fields = dict(config.model)
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in config.model.items()}  # JSON has no tuples
     model = model_class(fields.pop("name"))
     names = {field.name for field in dataclasses.fields(model)}  # type: ignore[arg-type]
     known = {name: getattr(facts, name) for name in FACT_FIELDS if name in names}
