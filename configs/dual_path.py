@@ -17,6 +17,8 @@ batch, not the released code's halves. The images are features here. The foundin
     classes                   --config.model.groups=3000
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from xmodal_jax.defaults import base, parse, shrink
@@ -28,7 +30,7 @@ VARIANTS = ("dual_path", "instance", "hardest")
 def get_config(arg: str | None = None) -> Config:
     variant, data, tiny = parse(arg, VARIANTS)
     config = base(data)
-    candidates = 0 if variant == "hardest" else 8 if tiny else 64 if data == "scenes" else 256
+    candidates = 0 if variant == "hardest" else 8 if tiny else 4 if data == "scenes" else 256
     config.model = ConfigDict(
         {
             "name": "dual_path",
@@ -37,6 +39,7 @@ def get_config(arg: str | None = None) -> Config:
             "word_dim": 300,
             "widths": (256, 512, 1024, 2048),
             "blocks": (3, 4, 6, 1),
+            "tokens": "cased",
             "feature": "region" if data == "scenes" else "global",
             "positions": 32,
             "position": "shift",
@@ -61,22 +64,27 @@ def get_config(arg: str | None = None) -> Config:
     config.optim.rules = ({"match": "text_net/embedding.*", "lr": 1e-3}, {"match": ".*"})
     first, second, fall = {"coco": (75.0, 20.0, (15.0,))}.get(data, (240.0, 60.0, (40.0,)))
     config.epochs = first
-    if data == "scenes":  # a narrow net learns them in minutes
+    weights = {"rank": 2.0, "instance_image": 1.0, "instance_text": 0.1}
+    stage: dict[str, Any] = {"epochs": second, "optim": {"schedule": {"kind": "staircase", "at": fall}}}
+    first_stage = {"epochs": first}
+    if data == "scenes":  # a narrow net; instance loss alone would take more epochs than a minute has
         config.model.embed_dim, config.model.hidden_dim, config.model.word_dim = 128, 128, 64
         config.model.widths, config.model.blocks, config.model.positions = (32, 64, 64, 128), (1, 1, 1, 1), 24
-        config.model.dropout, config.data.lengths = 0.0, (32,)
-        config.data.dev_images = 0
-        first, second, fall = 16.0, 4.0, (3.0,)
+        config.model.dropout, config.data.lengths, config.data.dev_images = 0.0, (32,), 0
+        config.data.batch_size, config.epochs, config.loss.margin = 64, 24.0, 0.5
+        config.optim.name, config.optim.lr, config.optim.weight_decay = "adam", 4e-3, 0.0
+        config.optim.rules = ({"match": ".*"},)
+        weights = {"rank": 10.0, "instance_image": 0.2, "instance_text": 0.2}
+        first_stage, stage = {"steps": 20}, {"keep_optimiser": True}
     if tiny:
         shrink(config)
         config.data.batch_size = 8
         config.model.embed_dim = config.model.hidden_dim = config.model.word_dim = 16
         config.model.widths, config.model.blocks, config.model.positions = (8, 8, 8, 16), (1, 1, 1, 1), 8
+        first_stage, stage = {"steps": 2}, {"steps": 2}
+    if variant == "hardest":  # a sum over the pairs of the batch, of which `halves` is the mean
+        weights["rank"] /= config.data.batch_size
+        stage["loss"] = {"name": "triplet", "hardness": 1.0}
     if variant != "instance":
-        weights = {"rank": 2.0, "instance_image": 1.0, "instance_text": 0.1}
-        later = {"epochs": second, "weights": weights, "optim": {"schedule": {"kind": "staircase", "at": fall}}}
-        if variant == "hardest":  # a sum over all captions, of which halves is the mean
-            weights["rank"] /= config.data.batch_size
-            later["loss"] = {"name": "triplet", "hardness": 1.0}
-        config.stages = ({"epochs": first}, later)
+        config.stages = (first_stage, stage | {"weights": weights})
     return config

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -15,11 +16,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from xmodal_jax.defaults import base
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.classifier import SharedClassifier
+from xmodal_jax.layers.text import placed, words_of
 from xmodal_jax.losses import halves
-from xmodal_jax.models.dual_path import Model, placed, words_of
+from xmodal_jax.models.dual_path import Model
 from xmodal_jax.text.vocabulary import END, START, UNKNOWN
-from xmodal_jax.training import memory, parallel
-from xmodal_jax.training.groups import k_means
+from xmodal_jax.training import groups, memory, parallel
+from xmodal_jax.training.groups import k_means, start_state
 from xmodal_jax.training.optim import live_leaves, make_optimiser
 from xmodal_jax.training.step import Initial, Objective, make_state, train_step
 from xmodal_jax.types import Batch, Images, Texts
@@ -370,8 +372,8 @@ def test_negatives_are_the_hardest_candidates():
     assert chosen.image is batch.image
 
 
-def trained(runner, *, weights, lr=0.1, rules=({"match": ".*"},), model=None, batch=None, steps=1):
-    """(state before, state after, metrics) of some steps of SGD."""
+def training(runner, *, weights, lr=0.1, rules=({"match": ".*"},), model=None, batch=None):
+    """(state, function of a state and a batch to the state and metrics of a step of SGD)."""
     model, batch = model or small(), batch if batch is not None else small_batch()
     config = base("scenes").optim
     config.name, config.lr, config.momentum, config.clip_norm, config.rules = "sgd", lr, 0.9, 0.0, rules
@@ -381,13 +383,8 @@ def trained(runner, *, weights, lr=0.1, rules=({"match": ".*"},), model=None, ba
     objective = Objective(halves, {"margin": 1.0}, weights)
     options = {"model": model, "objective": objective, "optimiser": optimiser, "stage_start": 0}
     step = runner.compile(partial(train_step, **options, live=live_leaves(config, initial.params)))
-    state = make_state(initial, optimiser, 0, 0.0)
-    before = jax.device_get(state)
-    state = runner.put_state(state)
-    metrics = None
-    for _ in range(steps):
-        state, metrics = step(state, runner.put_batch(batch))
-    return before, state, jax.device_get(metrics)
+    state = jax.device_get(make_state(initial, optimiser, 0, 0.0))
+    return state, lambda state, batch: step(runner.put_state(state), runner.put_batch(batch))
 
 
 INSTANCE = {"rank": 0.0, "instance_image": 1.0, "instance_text": 1.0}
@@ -396,8 +393,9 @@ FULL = {"rank": 2.0, "instance_image": 1.0, "instance_text": 0.1}
 
 def test_what_a_stage_freezes_stays_as_it_is():
     rules = ({"match": "image_head/.*", "lr": 0.0}, {"match": ".*"})
-    runner = parallel.jit_runner(jax.devices()[:1])
-    before, after, _ = trained(runner, weights=INSTANCE, rules=rules, steps=2)
+    before, step = training(parallel.jit_runner(jax.devices()[:1]), weights=INSTANCE, rules=rules)
+    after, _ = step(before, small_batch())
+    after, _ = step(jax.device_get(after), small_batch(seed=1))
     jax.tree.map(np.testing.assert_array_equal, after.params["image_head"], before.params["image_head"])
     moved = jax.tree.map(lambda a, b: (np.asarray(a) != b).any(), after.params, before.params)
     assert all(jax.tree.leaves({name: moved[name] for name in ("classifier", "text_net")}))
@@ -408,9 +406,10 @@ def test_candidates_are_read_where_ranking_has_weight():
     batch = small_batch(16)
     spoiled = batch._replace(candidate=batch.candidate._replace(image_id=np.full(16, 11)))
     for weights, same in ((INSTANCE, True), (FULL, False)):
-        results = [trained(runner, weights=weights, model=model, batch=b)[2]["instance_text"] for b in (batch, spoiled)]
-        assert (results[0] == results[1]) == same
-    assert trained(runner, weights=FULL, model=model, batch=batch)[2]["pairs"] == 4
+        state, step = training(runner, weights=weights, model=model, batch=batch)
+        metrics = [step(state, given)[1] for given in (batch, spoiled)]
+        assert (float(metrics[0]["instance_text"]) == float(metrics[1]["instance_text"])) == same
+    assert metrics[0]["pairs"] == 4
 
 
 def test_four_devices_with_a_part_of_the_classifier_each_equal_one():
@@ -418,8 +417,9 @@ def test_four_devices_with_a_part_of_the_classifier_each_equal_one():
     results = []
     for count in (1, 4):
         runner = parallel.make_runner("jit", [8], jax.devices()[:count], sharded=model.sharded)
-        _, state, metrics = trained(runner, weights=FULL, lr=1e-2, model=model, batch=batch)
-        results.append((jax.device_get(state.params), metrics))
+        before, step = training(runner, weights=FULL, lr=1e-2, model=model, batch=batch)
+        state, metrics = step(before, batch)
+        results.append((jax.device_get(state.params), jax.device_get(metrics)))
     kernels = [state.params["classifier"]["kernel"], state.opt_state]
     shapes = {leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(kernels) if leaf.shape == (8, 12)}
     assert shapes == {(2, 12)}
@@ -429,7 +429,7 @@ def test_four_devices_with_a_part_of_the_classifier_each_equal_one():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), one, four)
 
 
-def test_groups():
+def test_groups(monkeypatch):
     random = np.random.default_rng(0)
     centre = 10 * random.normal(size=(5, 7))
     truth = random.integers(0, 5, 200)
@@ -444,7 +444,16 @@ def test_groups():
     model, batch = small(groups=3), small_batch()
     variables: Any = jax.jit(model.init)(jax.random.key(0), batch)
     assert variables["params"]["classifier"]["kernel"].shape == (8, 3)
-    of_image = np.arange(12, dtype=np.int32) % 3
+    given = [images(random.normal(size=(8, 5)).astype(np.float32)), images(np.ones((8, 5), "f4"), np.full(8, -1))]
+    given[1].id[:4] = np.arange(8, 12)
+    monkeypatch.setattr(groups, "image_batches", lambda *_: given)
+    reader: Any = SimpleNamespace(count=12, names=["global"])
+    state = start_state({"groups": variables["groups"], "batch_stats": {}}, model, reader, 0)
+    of_image = np.asarray(state["groups"]["of_image"])
+    assert of_image.shape == variables["groups"]["of_image"].shape
+    assert len(set(of_image[8:])) == 1  # equal features
+    with pytest.raises(UsageError, match=r"model\.groups 30 is more than the 12 training images"):
+        start_state({"groups": {}}, small(groups=30), reader, 0)
     feature = jnp.asarray(random.normal(size=(8, 8)), jnp.float32)
     variables = {**variables, "groups": {"of_image": jnp.asarray(of_image)}}
     terms: Any = model.apply(variables, batch, (None, feature), (None, feature), train=False, method="aux")

@@ -61,6 +61,7 @@ MEANINGS = {
     "data.pixels.flip": "mirror half of the training pictures",
     "data.pixels.policy": "refuse: a picture that is missing, corrupt or too large ends the training; skip: it is left "
     "out with its captions; evaluation always refuses",
+    "data.vector_words": "only words that `data.word_vectors` has are in the vocabulary (Dual-Path)",
     "loss.name": "the loss of `weights.rank`, of `xmodal_jax.losses`; it reads those of the keys here that it has",
     "loss.margin": "of the hinges",
     "loss.hardness": "1: only the hardest negative counts; 0: the sum over all; between: a mixture",
@@ -77,6 +78,8 @@ MEANINGS = {
     "weights.rank": "of the ranking loss; 0 for a system that does not rank",
     "weights.captioning": "of the caption decoder's cross entropy (STT)",
     "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
+    "weights.instance_image": "of the classification of images, each a class (Dual-Path)",
+    "weights.instance_text": "of the classification of their captions (Dual-Path)",
     "weights.modality": "of the modality discriminator's cross entropy, which trains it alone (MTE)",
     "weights.confusion": "of the adversarial loss, which trains the towers alone: alpha of the gradient reversal (MTE)",
     "weights.accuracy": "0: the discriminator's accuracy is logged alone (MTE)",
@@ -147,6 +150,7 @@ def base(data: str) -> Config:
             "most_unknown": 0.5,
             "dev_images": 1000,
             "word_vectors": "",
+            "vector_words": False,
             "pixels": {
                 "side": 224,
                 "resize": 256,

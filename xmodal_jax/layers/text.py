@@ -1,4 +1,4 @@
-"""Text encoders: word embedding, recurrent sentence encoder, bag of words."""
+"""Text encoders: word embedding, recurrent sentence encoder, bag of words; where words stand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.layers.recurrent import GRU, last_state, uniform
 from xmodal_jax.similarity import AnyArray
+from xmodal_jax.text.vocabulary import END, UNKNOWN
 
 
 class WordEmbedding(nn.Module):
@@ -56,3 +57,23 @@ class BagOfWords(nn.Module):
             raise ValueError(f"a bag of words needs word_dim = embed_dim, not {self.word_dim} and {self.size}")
         words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)
         return jnp.sum(jnp.where(mask[..., None], words, 0.0), axis=1)
+
+
+def words_of(
+    token: Int[AnyArray, "c w"], mask: Bool[AnyArray, "c w"], positions: int, *, drop_unknown: bool
+) -> tuple[Int[Array, "c p"], Int[Array, " c"]]:
+    """The first ``positions`` words of each caption, from the left without a gap (then 0), and how many those are.
+
+    ``<start>`` and ``<end>`` are no words, nor is ``<unk>`` under ``drop_unknown``.
+    """
+    word = jnp.asarray(mask) & (token > (UNKNOWN if drop_unknown else END))
+    place = jnp.where(word, jnp.cumsum(word, axis=1) - 1, -1)
+    at = place[:, :, None] == jnp.arange(positions)
+    left = jnp.sum(jnp.where(at, jnp.asarray(token)[:, :, None], 0), axis=1)
+    return left, jnp.minimum(jnp.sum(word, axis=1), positions)
+
+
+def placed(left: Int[Array, "c p"], offset: Int[Array, " c"]) -> Int[Array, "c p"]:
+    """The words ``offset`` positions further to the right; it must leave room for them."""
+    source = jnp.arange(left.shape[1]) - offset[:, None]
+    return jnp.where(source >= 0, jnp.take_along_axis(left, jnp.maximum(source, 0), axis=1), 0)

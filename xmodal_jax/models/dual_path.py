@@ -22,9 +22,9 @@ from xmodal_jax.layers.bottleneck import HE, Bottleneck, Unit
 from xmodal_jax.layers.classifier import SharedClassifier
 from xmodal_jax.layers.image import mean_pool
 from xmodal_jax.layers.norm import BatchNorm
+from xmodal_jax.layers.text import placed, words_of
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
-from xmodal_jax.text.vocabulary import END, UNKNOWN
 from xmodal_jax.types import Batch, Images, Inputs, Texts
 
 WORDS = ("shift", "left")
@@ -74,26 +74,6 @@ class ImageHead(nn.Module):
         return Unit(self.embed_dim, dtype=self.dtype, name="out")(x, real, train=train)
 
 
-def words_of(
-    token: Int[AnyArray, "c w"], mask: Bool[AnyArray, "c w"], positions: int, *, drop_unknown: bool
-) -> tuple[Int[Array, "c p"], Int[Array, " c"]]:
-    """The first ``positions`` words of each caption, from the left without a gap (then 0), and how many those are.
-
-    ``<start>`` and ``<end>`` are no words, nor is ``<unk>`` under ``drop_unknown``.
-    """
-    word = jnp.asarray(mask) & (token > (UNKNOWN if drop_unknown else END))
-    place = jnp.where(word, jnp.cumsum(word, axis=1) - 1, -1)
-    at = place[:, :, None] == jnp.arange(positions)
-    left = jnp.sum(jnp.where(at, jnp.asarray(token)[:, :, None], 0), axis=1)
-    return left, jnp.minimum(jnp.sum(word, axis=1), positions)
-
-
-def placed(left: Int[Array, "c p"], offset: Int[Array, " c"]) -> Int[Array, "c p"]:
-    """The words ``offset`` positions further to the right; it must leave room for them."""
-    source = jnp.arange(left.shape[1]) - offset[:, None]
-    return jnp.where(source >= 0, jnp.take_along_axis(left, jnp.maximum(source, 0), axis=1), 0)
-
-
 class Model(Matcher):
     """Two paths to unit vectors of ``embed_dim`` (D) dimensions and, in training, a classifier of images on both.
 
@@ -105,6 +85,7 @@ class Model(Matcher):
         word_dim: size of a word vector, the first layer of the text path.
         widths: channels of the four stages of the text path; the middle stages halve the number of positions.
         blocks: bottlenecks of each stage.
+        tokens: how captions are cut, "cased" for vectors of cased words as in the released code, or "words".
         feature: which image feature is used; regions [B, R, F] are mean-pooled first.
         positions: words of a caption that are read, from the first on.
         position: "shift": in training the words stand at a random offset, for retrieval the vectors of all offsets are
@@ -129,6 +110,7 @@ class Model(Matcher):
     word_dim: int = 300
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     blocks: tuple[int, ...] = (3, 4, 6, 1)
+    tokens: str = "cased"
     feature: str = "global"
     positions: int = 32
     position: str = "shift"
@@ -145,7 +127,7 @@ class Model(Matcher):
     @property
     def inputs(self) -> Inputs:
         roles = {"candidate": self.candidates} if self.candidates else {}
-        return Inputs((self.feature,), tokens="cased", captions=roles, classes=True)
+        return Inputs((self.feature,), tokens=self.tokens, captions=roles, classes=True)
 
     @property
     def word_tables(self) -> str:

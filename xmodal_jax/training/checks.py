@@ -55,6 +55,7 @@ ABOVE_0 = Check(lambda value: math.isfinite(value) and value > 0, "above 0")
 SHARE = Check(lambda value: 0 <= value < 1, "at least 0 and below 1")
 SQUARE = Check(lambda value: 1 <= value <= pixels.MOST, f"from 1 to {pixels.MOST}")
 FINITE = Check(math.isfinite, "a finite number")
+SIZES = Check(lambda value: len(value) > 0 and all(int(x) == x > 0 for x in value), "numbers from 1, (8, 16) say")
 EPOCHS = Check(lambda value: all(math.isfinite(x) and x > 0 for x in value), "epochs above 0, (15.0,) say")
 
 TABLE = {
@@ -145,6 +146,15 @@ MODEL = {
     "model.region_drop": SHARE,
     "model.drop_region": SHARE,
     "model.touch_word": SHARE,
+    "model.positions": COUNT,
+    "model.position": among("shift", "left"),
+    "model.offset_step": COUNT,
+    "model.candidates": FROM_0,
+    "model.groups": FROM_0,
+    "model.sampled": FROM_0,
+    "model.widths": SIZES,
+    "model.blocks": SIZES,
+    "model.tokens": among("words", "cased"),
     "model.smooth": ABOVE_0,
     "model.temperature": ABOVE_0,
     "model.lse": ABOVE_0,

@@ -21,7 +21,8 @@ from xmodal_jax import digest
 from xmodal_jax.data import pixels
 from xmodal_jax.data.records import Dataset, text_file
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
-from xmodal_jax.text.vocabulary import Vocabulary
+from xmodal_jax.text.vectors import load_word_vectors
+from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training import bundle, lock, processes
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.types import Config, Facts, Inputs
@@ -54,7 +55,13 @@ def open_vocabulary(workdir: Path, config: Config, dataset: Dataset, inputs: Inp
     if config.init.get("vocabulary"):
         return borrowed_vocabulary(config, inputs)
     captions = dataset.split("train").captions
-    return Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
+    built = Vocabulary.build((text for texts in captions for text in texts), config.data.minimum_count, inputs.tokens)
+    if not config.data.get("vector_words"):
+        return built
+    if not config.data.word_vectors:
+        raise UsageError("config.data.vector_words needs vectors; give --config.data.word_vectors.")
+    _, found = load_word_vectors(config.data.word_vectors, built)
+    return Vocabulary([word for i, word in enumerate(built.words) if found[i] or i < len(SPECIAL)], inputs.tokens)
 
 
 def read_record(workdir: Path) -> dict[str, Any]:

@@ -69,10 +69,9 @@ def make_model(config: Config, facts: Facts) -> Matcher:
 
 
 def _make_model(group: Config, facts: Facts, key: str) -> Matcher:
-    fields = {
-        name: _make_model(value, facts, f"{key}.{name}") if configs.is_system(value) else value
-        for name, value in group.items()
-    }
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in group.items()}  # JSON has no tuples
+    systems = [name for name, value in fields.items() if configs.is_system(value)]
+    fields |= {name: _make_model(fields[name], facts, f"{key}.{name}") for name in systems}
     model = model_class(str(fields.pop("name")), key)
     names = {field.name for field in dataclasses.fields(model)}  # type: ignore[arg-type]
     known = {name: getattr(facts, name) for name in FACT_FIELDS if name in names}
