@@ -193,8 +193,8 @@ class LSTM(nn.Module):
         bias = self.param("bias", init, (4 * self.size,))
         return matrix_in.astype(self.dtype), matrix.astype(self.dtype), bias
 
-    def begin(self, count: int) -> LSTMState:
-        """The state of ``count`` captions before their first word: zeros."""
+    def begin(self, count: Any) -> LSTMState:
+        """The state of ``count`` captions before their first word, zeros; an export gives a symbol for it."""
         return LSTMState(*(jnp.zeros((count, self.size), jnp.float32) for _ in range(2)))
 
     def __call__(
