@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> Config:
             "feature": "global",
             "concept": "concept",
             "fusion": variant,
-            "text": "gru",
+            "text": "lstm",
             "dtype": "float32",
         }
     )

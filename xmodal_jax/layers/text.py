@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.layers.lstm import LSTM
 from xmodal_jax.layers.recurrent import GRU, last_state, uniform
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.text.vocabulary import END, UNKNOWN
@@ -41,6 +42,20 @@ class GRUText(nn.Module):
             backward = GRU(self.size, reverse=True, dtype=self.dtype, name="backward")(words, mask)
             sentence = (sentence + backward[:, 0]) / 2  # the backward pass ends at the first word
         return sentence
+
+
+class LSTMText(nn.Module):
+    """Caption vector [C, D]: the final output of an LSTM."""
+
+    vocabulary: int
+    word_dim: int
+    size: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, token: Int[AnyArray, "c w"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c d"]:
+        words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)
+        return last_state(LSTM(self.size, dtype=self.dtype, name="forward")(words, mask).hidden, mask)
 
 
 class BagOfWords(nn.Module):

@@ -18,7 +18,7 @@ from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.image import mean_pool
-from xmodal_jax.layers.text import GRUText
+from xmodal_jax.layers.text import GRUText, LSTMText
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Images, Inputs, Texts
@@ -41,7 +41,7 @@ class Model(Matcher):
         concept: the image feature of the concepts p [B, K].
         fusion: "gate"; the ablations "sum", v = p' + x', and "concept" or "context", p' or x' alone, which read one
             feature only.
-        text: "gru", the sentence encoder.
+        text: "lstm", the paper's sentence encoder, or "gru".
     """
 
     vocabulary: int
@@ -50,7 +50,7 @@ class Model(Matcher):
     feature: str = "global"
     concept: str = "concept"
     fusion: str = "gate"
-    text: str = "gru"
+    text: str = "lstm"
     dtype: Any = "float32"
 
     @property
@@ -66,7 +66,8 @@ class Model(Matcher):
         if self.fusion not in FUSIONS:
             raise UsageError(f'No fusion "{self.fusion}" (model.fusion); there are {", ".join(FUSIONS)}.')
         dtype = jnp.dtype(self.dtype)
-        self.text_encoder = {"gru": GRUText}[self.text](self.vocabulary, self.word_dim, self.embed_dim, dtype=dtype)
+        encoder = {"lstm": LSTMText, "gru": GRUText}[self.text]
+        self.text_encoder = encoder(self.vocabulary, self.word_dim, self.embed_dim, dtype=dtype)
         if self.fusion != "context":
             self.concept_map = xavier(self.embed_dim, dtype, use_bias=False)
         if self.fusion != "concept":

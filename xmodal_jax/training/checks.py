@@ -11,6 +11,7 @@ from xmodal_jax import config as configs
 from xmodal_jax import losses
 from xmodal_jax.data import pixels
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.backbones import BACKBONES, MODES
 from xmodal_jax.layers.recurrent import CELLS
 from xmodal_jax.similarity import FOVEAS, MATCH_POOLS, NORMS, POOLS
 from xmodal_jax.training.parallel import RUNNERS
@@ -180,7 +181,9 @@ MODEL = {
     "rrf.fusion": among("conv", "sum", "none"),
     "model.bn_momentum": Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "vse.text": among("gru", "bow"),
-    "sco.text": among("gru"),
+    "model.network": among("", *BACKBONES),
+    "model.cnn_mode": among(*MODES),
+    "sco.text": among("lstm", "gru"),
     "sco.fusion": among("gate", "sum", "concept", "context"),
 }
 
