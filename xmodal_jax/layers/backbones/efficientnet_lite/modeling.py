@@ -12,6 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from xmodal_jax.layers.backbones.efficientnet_lite.depthwise import Depthwise
 from xmodal_jax.layers.backbones.parts import conv, norm
 from xmodal_jax.similarity import AnyArray
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
         if self.expansion > 1:
             y = conv(wide, 1, name="expand", **options)(y)
             y = nn.relu6(norm(y, "expand_bn", train=train, **NORM))
-        y = conv(wide, self.kernel, self.stride, feature_group_count=wide, name="depthwise", **options)(y)
+        y = Depthwise(self.kernel, self.stride, self.dtype, name="depthwise")(y)
         y = nn.relu6(norm(y, "depthwise_bn", train=train, **NORM))
         y = conv(self.width, 1, name="project", **options)(y)
         y = norm(y, "project_bn", train=train, **NORM)
