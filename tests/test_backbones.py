@@ -19,10 +19,12 @@ import torch_files
 from conftest import GOLDEN
 from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict
+from jax import export
 from safetensors.numpy import save_file
 
 from xmodal_jax.errors import CheckpointError, UsageError
 from xmodal_jax.layers.backbones import BACKBONES, Backbone, map_shape, weights
+from xmodal_jax.layers.backbones.efficientnet_lite import depthwise
 from xmodal_jax.layers.backbones.vgg import modeling
 
 SIDES = {"resnet18": 49, "resnet50": 49, "vgg19": 64, "lite0": 49, "lite2": 40}
@@ -79,6 +81,21 @@ def test_maps_and_global_features(golden, network):
     close(got.mean((1, 2)), expected.mean((1, 2)))
     assert got.dtype == np.float32 and map_shape(network, SIDES[network]) == got.shape[1:]
     assert BACKBONES[network].width == got.shape[-1]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("side", [1, 4, 7])
+def test_two_forms_of_depthwise_convolution(stride, size, side):
+    """Values and gradients: the form for CPUs, and the one for all other devices."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, side, side + 1, 3)), rng.normal(size=(size, size, 1, 3))
+    results = []
+    for form in (depthwise.shifted, depthwise.convolved):
+        out, back = jax.vjp(partial(form, stride), x.astype(np.float32), kernel.astype(np.float32))
+        results.append((out, *back(jax.numpy.cos(out))))
+    for got, expected in zip(*results, strict=True):
+        close(got, expected, 1e-5)
 
 
 @pytest.mark.slow
@@ -147,6 +164,14 @@ def test_dropout_in_train_mode_only(mode):
         raises = mode == "train" and train
         with pytest.raises(InvalidRngError) if raises else contextlib.nullcontext():
             jax.eval_shape(partial(network.apply, train=train), known, pixels(32))
+
+
+@pytest.mark.parametrize("network", ["lite0", "vgg19_fc7"])
+def test_export_for_any_number_of_pictures(network):
+    known = jax.eval_shape(Backbone(network).init, jax.random.key(0), pixels(32))
+    x = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), 32, 32, 3), np.uint8)
+    exported = export.export(jax.jit(Backbone(network).apply), platforms=("cpu", "cuda"))(known, x)
+    assert str(exported.out_avals[0].shape[0]) == "b"
 
 
 def test_bfloat16_products():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from xmodal_jax.layers.backbones.depthwise import Depthwise
+from xmodal_jax.layers.backbones.efficientnet_lite.depthwise import Depthwise
 from xmodal_jax.layers.backbones.parts import conv, norm
 from xmodal_jax.similarity import AnyArray
 

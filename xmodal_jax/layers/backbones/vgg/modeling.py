@@ -46,7 +46,7 @@ class VGG(nn.Module):
         if not self.fc7:
             return jnp.asarray(x)
         height, width = (windows(size, SIDE) for size in x.shape[1:3])
-        x = jnp.einsum("bhwf,ih,jw->bijf", x, height, width).reshape(len(x), 1, 1, -1)
+        x = jnp.einsum("bhwf,ih,jw->bijf", x, height, width).reshape(x.shape[0], 1, 1, -1)
         for name in ("fc6", "fc7"):
             dense = nn.Dense(4096, dtype=jnp.dtype(self.dtype), kernel_init=nn.initializers.normal(0.01), name=name)
             x = nn.Dropout(0.5, deterministic=not train)(nn.relu(dense(x)))
