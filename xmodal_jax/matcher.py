@@ -36,6 +36,11 @@ class Matcher(nn.Module):
         """Whether a caption's scores depend on how far it is padded, as in some released codes."""
         return False
 
+    @property
+    def ranks(self) -> bool:
+        """Whether :meth:`aux` alone trains the scores, so that recall on dev means something without the rank loss."""
+        return False
+
     def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
         """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""
         raise NotImplementedError
