@@ -104,8 +104,8 @@ def test_gradients_are_those_of_gradient_reversal():
     def reversed_once(params):
         _, sides = game(model, {"params": params}, train=True)
         discriminate: Any = partial(net.apply, {"params": params["discriminator"]}, train=True)
-        logits = [discriminate(reverse(side, alpha)) for side in sides]
-        return modality.discrimination(*logits, IMAGE_ID >= 0, TEXT_ID >= 0)
+        image, text = (discriminate(reverse(side, alpha)) for side in sides)
+        return modality.discrimination(image, text, IMAGE_ID >= 0, TEXT_ID >= 0)
 
     got, expected = (jax.jit(jax.grad(loss))(variables["params"]) for loss in (weighed, reversed_once))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), got, expected)

@@ -82,6 +82,10 @@ class Model(Matcher):
     def padding_counts(self) -> bool:
         return self.tower.padding_counts
 
+    @property
+    def rank_terms(self) -> tuple[str, ...]:
+        return self.tower.rank_terms
+
     def has(self, method: str) -> bool:
         return method == "aux" or self.tower.has(method)
 
