@@ -25,7 +25,7 @@ scores = m.score(images, m.embed_texts(["a red square", "two circles"]))
 assert scores.shape == (3, 2) and np.isfinite(scores).all(), scores
 PY
   xmodal search "$inputs/gallery" "a red square" -k 3
-  xmodal search "$inputs/gallery" --image scene-0-000050 -k 3
+  xmodal search "$inputs/gallery" --image scene-0-000003 -k 3
 }
 
 check_image() {
