@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -276,26 +277,35 @@ class Writer:
         return manifest
 
 
-def save_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Sign the manifest and write it; a reader never sees half of it."""
+def save_manifest(directory: Path, manifest: dict[str, Any], moves: Mapping[Path, Path] = MappingProxyType({})) -> None:
+    """Sign the manifest and write it, after ``moves`` of finished files to the names that it has for them.
+
+    A reader never sees half of it, and where the disk is full nothing has been moved: renames need no room.
+    """
     manifest["sha256"] = records.digest(manifest)
     unfinished = directory / f".{records.MANIFEST}.partial"
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        digest.remove(unfinished)
+        raise
+    for source, target in moves.items():
+        os.replace(source, target)
     os.replace(unfinished, directory / records.MANIFEST)
 
 
-def add_text_features(directory: Path, name: str, entry: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Enter the text features ``name`` and their finished files into the manifest of a prepared data set."""
+def add_text_features(directory: Path, name: str, entry: Mapping[str, Any], moves: Mapping[Path, Path]) -> None:
+    """Enter the text features ``name`` and their finished files, by the paths that these get, into the manifest."""
     hashes: dict[str, Any] = {}
-    for path in track(files, "hash", len(files), unit="files"):
-        hashes[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    for path in track(moves, "hash", len(moves), unit="files"):
+        hashes[moves[path].name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = records.open_dataset(directory).manifest  # as it is now: others may have been added meanwhile
     manifest["text_features"] = {**manifest.get("text_features", {}), name: dict(entry)}
     manifest["files"] |= hashes
-    save_manifest(directory, manifest)
+    save_manifest(directory, manifest, moves)
 
 
 def write(
