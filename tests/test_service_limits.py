@@ -132,6 +132,24 @@ def test_bodies_in_flight_are_bounded():
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("size", [guard.IN_FLIGHT // 40, 1])
+def test_pictures_on_their_way_do_not_shut_questions_out(size):
+    async def ask():
+        app = guarded(most=80)
+        every = [Client(app, "/search/picture", content_length=size) for _ in range(60)]
+        await asyncio.sleep(0.05)
+        assert app.asked == min(40, (guard.IN_FLIGHT - guard.KEPT) // size)
+        question = Client(app, content_length=guard.JSON_BODY)
+        question.give(b"x" * guard.JSON_BODY, False)
+        assert await question.status() == 200
+        for client in every:
+            client.messages.put_nowait({"type": "http.disconnect"})
+            await client.task
+        assert app.reserved == app.asked == 0
+
+    asyncio.run(ask())
+
+
 def test_requests_with_a_body_are_counted():
     async def ask():
         app = guarded(most=2)

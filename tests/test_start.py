@@ -299,6 +299,16 @@ def test_damaged_lines_of_a_log_are_named_and_lose_nothing(data, tmp_path, capsy
         assert "metrics.jsonl is damaged in line 2" in refused(capsys, 4, data, tmp_path / "run", *options)
         assert cli.run(["show", str(tmp_path / "run")]) == 4
         assert path.read_bytes() == before
+    for rest in (lines[:2], lines[:-1][:3], [lines[0], b"\0" * 90]):  # cut, and the run has ended
+        path.write_bytes(b"\n".join(rest))
+        assert " lines that it had when the run ended" in refused(capsys, 4, data, tmp_path / "run", *options)
+        assert cli.run(["show", str(tmp_path / "run")]) == 4
+    finished = tmp_path / "run" / log.FINISHED
+    for damage in ("[]", '{"lines": "many"}', "["):
+        finished.write_text(damage)
+        with pytest.raises(CheckpointError, match=r"finished\.json is damaged"):
+            log.read(path)
+    finished.unlink()
     path.write_bytes(b"\n".join(lines[:2]) + b'\n{"step": 3, "lo')
     assert [line["step"] for line in log.read(path)] == [1, 2]
     path.write_text('{"step": 1, "loss": 0.5}\n')  # as earlier versions wrote

@@ -165,7 +165,7 @@ def test_killed_between_renaming_and_the_manifest(folder, vectors, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(text_features.writer, "add_text_features", dies)
+        patch.setattr(text_features.additions, "add_text_features", dies)
         run("fisher", folder, vectors)
     assert not open_dataset(folder).split("train").text_features
     with monkeypatch.context() as patch:

@@ -114,7 +114,9 @@ def test_more_epochs_in_the_same_folder_end_bit_equal(data, tmp_path, capsys, sc
     assert train(data, tmp_path / "whole", "--config.epochs=4", *schedule) == 0
     assert final(tmp_path / "run")[0] == 2 * half[0]
     assert_bit_equal(final(tmp_path / "whole"), final(tmp_path / "run"))
-    assert json.loads((tmp_path / "run" / "finished.json").read_text()) == {"step": 2 * half[0]}
+    ended = json.loads((tmp_path / "run" / "finished.json").read_text())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().count("\n")
+    assert ended == {"step": 2 * half[0], "lines": lines}
     for name in ("config.json", "run.json"):  # nothing tells the two folders apart
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     capsys.readouterr()

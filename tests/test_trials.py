@@ -5,15 +5,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
-from helpers import child_environment
+from helpers import child_environment, planted
+from PIL import Image
 from trials import figures
 from trials.attempts import ATTACKS
 from trials.damage import judged
 from trials.harness import Outcome
 
 from xmodal_jax import cli, digest
+from xmodal_jax.data import records
 from xmodal_jax.errors import CheckpointError, DataError
 from xmodal_jax.inference.layout import fresh_folder
 
@@ -108,6 +112,38 @@ def test_a_full_disk_in_any_verb_is_one_sentence(monkeypatch, capsys):
     )
     with pytest.raises(RuntimeError):
         cli.run(["--debug", "show", "run"])
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_the_data_as_they_were(tmp_path, monkeypatch, capsys):
+    data, pictures = planted(tmp_path / "data", train=4, other=4), tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (4, 4)).save(pictures / "train-0.png")
+    opens = Path.open
+
+    def full(self, *args, **options):
+        if self.name == ".manifest.json.partial":
+            raise FULL
+        return opens(self, *args, **options)
+
+    lines = (["data", "text-features", "tfidf", str(data)], ["data", "attach", str(data), "--images", str(pictures)])
+    for argv in lines:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", full)
+            assert cli.run(argv) in (3, 4)
+        assert "No space left on device" in capsys.readouterr().err
+        assert records.verify(data) == []
+        assert cli.run(argv) == 0
+        assert records.verify(data) == []
+
+
+def test_errors_of_other_threads_are_left_to_the_sentence(capsys):
+    trace = (ValueError, ValueError("Event loop is closed"), None)
+    thread = threading.Thread(target=cli.excepted, args=trace)
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err == ""
+    cli.excepted(*trace)
+    assert "Event loop is closed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")

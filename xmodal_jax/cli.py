@@ -10,11 +10,12 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xmodal_jax import __version__, digest
 from xmodal_jax.errors import SAVED_ON_SIGNAL, CheckpointError, CutWarning, UsageError, XmodalError
@@ -101,6 +102,8 @@ def run(argv: Sequence[str]) -> int:
     args.overrides = overrides
     # Orbax and clu tell developers much that users cannot act on, and tracebacks of errors that come up here anyway.
     logging.getLogger("absl").setLevel(logging.ERROR if debug else logging.CRITICAL)
+    if not debug:
+        sys.excepthook = excepted
     warnings.simplefilter("ignore", CutWarning)  # verbs say it themselves
     try:
         if overrides and args.verb != "train":
@@ -121,6 +124,13 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("xmodal: interrupted", file=sys.stderr)
         return 130
+
+
+def excepted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What an error of the main thread does. Of their own threads TensorStore and others print what comes up again as
+    one sentence: a save that fails on a full disk, say."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
 
 
 def disk_refused(error: Exception) -> int | None:

@@ -17,9 +17,9 @@ from xmodal_jax import digest
 from xmodal_jax.errors import SAVED_ON_SIGNAL, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
-from xmodal_jax.training import folder, processes, setup
+from xmodal_jax.training import processes, setup
 from xmodal_jax.training.groups import start_state
-from xmodal_jax.training.log import CollapseDetector, Log
+from xmodal_jax.training.log import FINISHED, METRICS, CollapseDetector, Log, read
 from xmodal_jax.training.optim import live_leaves
 from xmodal_jax.training.parallel import local
 from xmodal_jax.training.step import TrainState, make_state, train_step
@@ -135,7 +135,8 @@ class Trainer:
                         return SAVED_ON_SIGNAL
             self.checkpoints.wait()
         if processes.first():
-            digest.write(self.workdir / folder.FINISHED, json.dumps({"step": last}) + "\n")
+            ended = {"step": last, "lines": len(read(self.workdir / METRICS))}
+            digest.write(self.workdir / FINISHED, json.dumps(ended) + "\n")
         return 0
 
     def batches(self, stage: setup.Stage, start: int) -> Iterator[Any]:

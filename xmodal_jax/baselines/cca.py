@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -309,7 +307,7 @@ class Fitted(NamedTuple):
                 projection = Projection(*(arrays[name] for name in Projection._fields))
                 words = Words.known(arrays["words"].tolist(), arrays["idf"])
             setting = Setting(**about["setting"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
+        except ranks_file.DAMAGE as error:
             raise CheckpointError(
                 f"{workdir / FILE} is damaged ({error}); make it again with `xmodal baseline`."
             ) from None

@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.baselines.text_features import BROKEN, captions_of, locked
-from xmodal_jax.data import writer
+from xmodal_jax.data import additions
 from xmodal_jax.data.attach import check_feature_name
 from xmodal_jax.data.pipeline import FeatureReader
 from xmodal_jax.data.records import Dataset, image_file, open_dataset
@@ -277,7 +277,7 @@ def add(dataset: Dataset, name: str, feature: str, concepts: Concepts, options: 
     entry["train_scores"] = "of the classifiers trained on them" if options["folds"] == 1 else "out of fold"
     model = ConceptModel(entry, found.params)
     others = {image_file(name): model.content(), image_file(name, ending="words.txt"): concepts.text().encode()}
-    writer.add_image_features(dataset.directory, name, entry, arrays, others)
+    additions.add_image_features(dataset.directory, name, entry, arrays, others)
     return entry
 
 
@@ -300,7 +300,7 @@ def score_with(dataset: Dataset, name: str, path: Path) -> dict[str, Any]:
     entry = {**model.about, "model": sha256(path), "fitted_on": "another data set"}
     entry.pop("train_scores", None)
     words = {image_file(name, ending="words.txt"): model.concepts.text().encode(), image_file(name): path.read_bytes()}
-    writer.add_image_features(dataset.directory, name, entry, arrays, words)
+    additions.add_image_features(dataset.directory, name, entry, arrays, words)
     return entry
 
 

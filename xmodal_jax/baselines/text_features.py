@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 
 from xmodal_jax.baselines import fisher
 from xmodal_jax.baselines.cca import Words
-from xmodal_jax.data import writer
+from xmodal_jax.data import additions
 from xmodal_jax.data.records import Dataset, Split, open_dataset, text_file
 from xmodal_jax.digest import sha256
 from xmodal_jax.errors import DataError, UsageError
@@ -302,13 +302,12 @@ def add(dataset: Dataset, name: str, job: Mapping[str, Any], vectors: Path | Non
             model.bags([text for split in dataset.splits for text in captions_of(dataset.split(split))])
         model.save(paths[""])
     missing = {split: write_split(model, dataset.split(split), paths[split]) for split in dataset.splits}
-    for split, path in paths.items():  # the model last: it tells what the others are
-        os.replace(path, final[split])
     entry = {"shape": [model.width], "dtype": "float32", **{key: job[key] for key in ("kind", "options", "sha256")}}
     entry |= {"fitted_on": "train", "words": len(model.words), "missing": missing}
     if model.pca is not None:
         entry["pca_kept"] = round(model.pca.kept, 4)
-    writer.add_text_features(folder, name, entry, list(final.values()))
+    moves = {paths[split]: final[split] for split in final}  # the model last: it tells what the others are
+    additions.add_text_features(folder, name, entry, moves)
     return entry
 
 

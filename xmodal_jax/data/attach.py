@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data import records, writer
+from xmodal_jax.data import additions, records, writer
 from xmodal_jax.data.records import Dataset
 from xmodal_jax.data.sources import copies
 from xmodal_jax.data.sources.common import PictureFolder, Report
@@ -56,15 +55,13 @@ def attach(directory: Path, images: Path, report: Report) -> int:
                 line = {"id": id_, "captions": captions, "size": size, "picture": picture}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         manifest["splits"][name]["pictures"] = count
-    partial.rename(directory / "images")
-    for name in splits:
-        path = records.captions_path(directory, name)
-        os.replace(path.with_name(f".{path.name}.partial"), path)
-    changed = [records.captions_path(directory, name) for name in splits] + sorted((directory / "images").iterdir())
-    for path in track(changed, "hash", len(changed), unit="files"):
-        entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest["files"][path.relative_to(directory).as_posix()] = entry
-    writer.save_manifest(directory, manifest)
+    captions = [records.captions_path(directory, name) for name in splits]
+    moves = {partial: directory / "images", **{path.with_name(f".{path.name}.partial"): path for path in captions}}
+    names = {source: target.name for source, target in moves.items() if source != partial}
+    names |= {path: f"images/{path.name}" for path in sorted(partial.iterdir())}
+    for path in track(names, "hash", len(names), unit="files"):
+        manifest["files"][names[path]] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    writer.save_manifest(directory, manifest, moves)
     return sum(counts["pictures"] for counts in manifest["splits"].values())
 
 
@@ -121,7 +118,7 @@ def attach_feature(directory: Path, name: str, file: str, ids: Path | None, repo
     widths = {array.shape[1] for array in arrays.values()}
     if len(widths) > 1 or len({array.dtype for array in arrays.values()}) > 1:
         raise DataError(f"{file}: the files of the splits differ in width or type: {_shapes(arrays)}.")
-    writer.add_image_features(directory, name, {"kind": "attached", "file": Path(file).name}, arrays)
+    additions.add_image_features(directory, name, {"kind": "attached", "file": Path(file).name}, arrays)
     return widths.pop()
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from xmodal_jax import digest
 from xmodal_jax.data import records
 from xmodal_jax.data.records import DTYPES, MANIFEST, REPORT, Item, finite, open_dataset
-from xmodal_jax.digest import sha256
 from xmodal_jax.errors import DataError, require
-from xmodal_jax.progress import Progress, track
+from xmodal_jax.progress import Progress
 
 SHARD_BYTES = 1 << 30
 
@@ -283,64 +282,24 @@ class Writer:
         return manifest
 
 
-def save_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Sign the manifest and write it; a reader never sees half of it."""
+def save_manifest(directory: Path, manifest: dict[str, Any], moves: Mapping[Path, Path] = MappingProxyType({})) -> None:
+    """Sign the manifest and write it, after ``moves`` of finished files to the names that it has for them.
+
+    A reader never sees half of it, and where the disk is full nothing has been moved: renames need no room.
+    """
     manifest["sha256"] = records.digest(manifest)
     unfinished = directory / f".{records.MANIFEST}.partial"
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, directory / records.MANIFEST)
-
-
-def add_text_features(directory: Path, name: str, entry: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Enter the text features ``name`` and their finished files into the manifest of a prepared data set."""
-    _enter(directory, "text_features", name, entry, _hashes(files))
-
-
-def _hashes(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    hashes: dict[str, dict[str, Any]] = {}
-    for path in track(files, "hash", len(files), unit="files"):
-        hashes[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    return hashes
-
-
-def _enter(directory: Path, kind: str, name: str, entry: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    manifest = records.open_dataset(directory).manifest  # as it is now: others may have been added meanwhile
-    manifest[kind] = {**manifest.get(kind, {}), name: dict(entry)}
-    manifest["files"] |= files
-    save_manifest(directory, manifest)
-
-
-def add_image_features(
-    directory: Path,
-    name: str,
-    entry: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    others: Mapping[str, bytes] = MappingProxyType({}),
-) -> None:
-    """Write the image feature ``name``, an array [N, F] a split, and ``others``, file contents by name, and enter both.
-
-    The entry gets shape, dtype and the SHA-256 of the files, which get their names when all of them are complete.
-    """
-    partial: dict[Path, Path] = {}
-    for split, array in arrays.items():
-        path = directory / records.image_file(name, split)
-        partial[path] = path.with_name(f".{path.name}.partial")
-        with partial[path].open("wb") as file:
-            np.save(file, array)
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    for path, content in ((directory / other, content) for other, content in others.items()):
-        partial[path] = path.with_name(f".{path.name}.partial")
-        partial[path].write_bytes(content)
-    for path, unfinished in partial.items():
-        os.replace(unfinished, path)
-    hashes, first = _hashes(list(partial)), next(iter(arrays.values()))
-    known = {"shape": [first.shape[1]], "dtype": first.dtype.name}
-    known["files"] = {file: entry["sha256"] for file, entry in hashes.items()}
-    _enter(directory, "image_features", name, {**known, **entry}, hashes)
+    except OSError:
+        digest.remove(unfinished)
+        raise
+    for source, target in moves.items():
+        os.replace(source, target)
+    os.replace(unfinished, directory / records.MANIFEST)
 
 
 def write(

@@ -23,7 +23,8 @@ from xmodal_jax.errors import CheckpointError
 from xmodal_jax.evaluation.table import Duplicates
 from xmodal_jax.evaluation.vote import Ranking
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error)
+BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, RecursionError, OverflowError, MemoryError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, *BROKEN)  # what a damaged .npz raises
 ARRAYS = ("i2t", "t2i", "image", "fold")
 
 

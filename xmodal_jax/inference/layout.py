@@ -102,7 +102,7 @@ def fitting(folder: Path, again: str) -> Iterator[None]:
     """What a manifest that lacks something, or has it in another form, raises becomes a CheckpointError."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, KeyError) else f"it lacks {error}"
         raise CheckpointError(f"{folder}: the manifest does not fit the files ({reason}); {again}.") from None
 

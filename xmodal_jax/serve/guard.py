@@ -22,6 +22,7 @@ from xmodal_jax.serve.batcher import UNTIL
 BODY = 10_000_000  # bytes of a request
 JSON_BODY = 65_536  # of one that is not a picture; deeper nesting than this allows is stopped by the parser
 IN_FLIGHT = 64_000_000  # of the bodies of all requests together
+KEPT = 4_000_000  # of these for questions: pictures on their way must not shut them out
 SEND = 60  # seconds that a client may take to receive its answer
 PICTURES = ("/search/picture", "/caption/picture")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # of the latency histogram, seconds
@@ -167,7 +168,8 @@ class Guard:
         if not length.isdecimal() or len(length) > 12 or int(length) > limit:
             raise _Refused(413, f"The body is larger than {limit:,} bytes.")
         body = limit if "transfer-encoding" in headers else int(length)
-        if body and (self.asked >= self.most or self.reserved + body > IN_FLIGHT):
+        most, room = (self.most // 2, IN_FLIGHT - KEPT) if scope["path"] in PICTURES else (self.most, IN_FLIGHT)
+        if body and (self.asked >= most or self.reserved + body > room):
             raise _Refused(429, "Too many requests wait; try again in a second.", RETRY)
         self.asked += body > 0
         self.reserved += body

@@ -1,7 +1,7 @@
 """The folder of a run: what stands in it beside checkpoints and logs, and how that is held against data and config.
 
 config.json       the resolved config
-finished.json     the last step, once that is done
+finished.json     the last step and the length of the log, once all is done
 vocabulary.json   where the system reads tokens
 run.json          the data, its shapes, the vocabulary; SHA-256 of these files and of itself
 """
@@ -25,9 +25,10 @@ from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import SPECIAL, Vocabulary
 from xmodal_jax.training import bundle, lock, processes
 from xmodal_jax.training.lock import Lock
+from xmodal_jax.training.log import FINISHED
 from xmodal_jax.types import Config, Facts, Inputs
 
-VOCABULARY, FINISHED = "vocabulary.json", "finished.json"
+VOCABULARY = "vocabulary.json"
 # What stands in a folder while it is claimed; with the config, written last, it is a run folder
 WRITTEN = (VOCABULARY, configs.RECORD, configs.FILE)
 FOLDERS = ("checkpoints", "manifests")

@@ -15,7 +15,8 @@ from xmodal_jax.errors import CheckpointError, NumericError
 from xmodal_jax.training.trackers import Tracker
 from xmodal_jax.types import Config
 
-CHECK = "crc"  # the key of the checksum of a line
+METRICS, CHECK = "metrics.jsonl", "crc"  # the file, and the key of the checksum of a line
+FINISHED = "finished.json"  # beside it, once the run has ended: its last step, and how many lines the log has then
 
 
 class Log:
@@ -26,7 +27,7 @@ class Log:
     """
 
     def __init__(self, workdir: Path, config: Config, start: int, params: Any, *, active: bool = True):
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / METRICS
         self.began, self.first, self.last = time.monotonic(), start, (start, time.monotonic())
         self.active, self.writer, self.tracker = active, None, None
         if not active:
@@ -80,7 +81,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; a last line that a kill cut short is left out.
 
     Raises:
-        CheckpointError: another line is damaged.
+        CheckpointError: another line is damaged, or a run that has finished had more of them.
     """
     texts = path.read_bytes().split(b"\n") if path.is_file() else []
     lines = []
@@ -96,7 +97,20 @@ def read(path: Path) -> list[dict[str, Any]]:
                 raise CheckpointError(
                     f"{path} is damaged in line {number:,}; remove the line, or restore the file from a copy."
                 ) from None
+    if (known := finished_lines(path.with_name(FINISHED))) > len(lines):
+        raise CheckpointError(
+            f"{path} has {len(lines):,} of the {known:,} lines that it had when the run ended; restore it from a copy, "
+            f"or remove {FINISHED} to go on without them."
+        )
     return lines
+
+
+def finished_lines(path: Path) -> int:
+    """How many lines the log of a run had when that ended; 0 before, and of an earlier version."""
+    try:
+        return int(json.loads(path.read_bytes()).get("lines", 0)) if path.is_file() else 0
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        raise CheckpointError(f"{path} is damaged; train again in its folder, which takes no time.") from None
 
 
 def overview(params: Any, path: Path) -> None:
