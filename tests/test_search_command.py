@@ -76,7 +76,7 @@ def test_a_picture_is_a_query(data, tmp_path, capsys):  # noqa: F811
     image = pytest.importorskip("PIL.Image", reason="pillow (extra image) is not installed")
     bundle = bundle_of("vse.py:vsepp", tmp_path / "b", extractor="scenes")
     gallery = indexed(bundle, data, tmp_path / "g")
-    from xmodal_jax.inference import bundle as module
+    from xmodal_jax.inference import pixels as module
 
     region = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     features = {"region": region, "boxes": np.zeros((3, 4), np.float32)}
