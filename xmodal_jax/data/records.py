@@ -79,9 +79,10 @@ def image_file(name: str, split: str = "", ending: str = "npz") -> str:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """Every file that the manifest must name; hidden ones belong to the system."""
-    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(directory).as_posix(): path for path in paths if path != directory / MANIFEST}
+    """Every file that the manifest must name; hidden ones, and those of hidden folders, belong to the system."""
+    paths = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    named = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.parts)}
+    return {name.as_posix(): path for name, path in named.items() if path != directory / MANIFEST}
 
 
 def hash_files(directory: Path, task: str = "hash") -> dict[str, dict[str, Any]]:
