@@ -82,7 +82,10 @@ def words_of(
     ``<start>`` and ``<end>`` are no words, nor is ``<unk>`` under ``drop_unknown``.
     """
     word = jnp.asarray(mask) & (token > (UNKNOWN if drop_unknown else END))
-    place = jnp.where(word, jnp.cumsum(word, axis=1) - 1, -1)
+    order = jnp.arange(token.shape[1])
+    # Counted, not `cumsum`: of a length that is only known when an exported function is called, that is a custom call.
+    before = jnp.sum(word[:, None, :] & (order < order[:, None]), axis=2)
+    place = jnp.where(word, before, -1)
     at = place[:, :, None] == jnp.arange(positions)
     left = jnp.sum(jnp.where(at, jnp.asarray(token)[:, :, None], 0), axis=1)
     return left, jnp.minimum(jnp.sum(word, axis=1), positions)

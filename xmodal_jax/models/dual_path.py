@@ -151,7 +151,7 @@ class Model(Matcher):
         dtype, widths, blocks = jnp.dtype(self.dtype), tuple(self.widths), tuple(self.blocks)
         self.text_net = TextNet(self.vocabulary, self.word_dim, widths, blocks, self.embed_dim, dtype)
         self.image_head = ImageHead(self.hidden_dim, self.embed_dim, dtype)
-        self.classifier = SharedClassifier(self.groups or self.classes, self.embed_dim, self.class_bias, dtype)
+        self.classifier = SharedClassifier(max(self.groups or self.classes, 1), self.embed_dim, self.class_bias, dtype)
         self.drop = nn.Dropout(self.dropout)
         if self.groups:  # filled before training, see xmodal_jax.training.groups
             self.group = self.variable("groups", "of_image", jnp.zeros, (self.classes,), jnp.int32)
