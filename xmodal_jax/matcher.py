@@ -37,9 +37,9 @@ class Matcher(nn.Module):
         return False
 
     @property
-    def ranks(self) -> bool:
-        """Whether :meth:`aux` alone trains the scores, so that recall on dev means something without the rank loss."""
-        return False
+    def rank_terms(self) -> tuple[str, ...]:
+        """The losses that teach it to rank; a stage that gives all of them weight 0 has no recall to choose by."""
+        return ("rank",)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Repr, Any]:
         """Images to (representation of N = B items, extra); ``extra`` is what only :meth:`aux` needs."""

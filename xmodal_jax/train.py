@@ -117,8 +117,8 @@ class Trainer:
                     if due:
                         self.account(stage, pending, log, progress, collapse)
                         pending = None
-                    ranks = stage.config.weights.get("rank") or self.parts.model.ranks
-                    if due and ranks:  # what does not rank has no recall to choose by
+                    learns = any(stage.config.weights.get(name) for name in self.parts.model.rank_terms)
+                    if due and learns:  # what does not rank has no recall to choose by
                         evaluated = self.evaluate(device)
                         log.write(step + 1, {f"dev_{name}": value for name, value in evaluated.items()})
                         progress.note(f"dev rsum {evaluated['rsum']:.1f} on {self.parts.dev.count:,} images")

@@ -83,8 +83,8 @@ class Model(Matcher):
         return Inputs(image=(self.feature,), text=(self.text,))
 
     @property
-    def ranks(self) -> bool:
-        return True
+    def rank_terms(self) -> tuple[str, ...]:
+        return ("rank", "correlation")
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

@@ -83,8 +83,8 @@ class Model(Matcher):
         return self.tower.padding_counts
 
     @property
-    def ranks(self) -> bool:
-        return self.tower.ranks
+    def rank_terms(self) -> tuple[str, ...]:
+        return self.tower.rank_terms
 
     def has(self, method: str) -> bool:
         return method == "aux" or self.tower.has(method)

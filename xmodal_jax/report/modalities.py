@@ -49,7 +49,7 @@ def chosen_pairs(owner: Int[np.ndarray, " c"], seed: int, most: int = MOST) -> t
 
 
 def distance(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], seed: int) -> Distance:
-    """The three measures of as many images as captions; the probe is a logistic regression, five times cross-validated."""
+    """The three measures of as many images as captions; the probe is a cross-validated logistic regression."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
