@@ -12,7 +12,8 @@ of theirs.
     another system                          `on` below, in a config of its own
 
 Reached: on Flickr8k's dev split after 500 steps at width 256 with the sum of hinges, alpha 0 rsum 156.4 and a
-discriminator that is right of 92 % of a batch; alpha 0.1 rsum 155.0 and one that is right of 49 % (one seed each).
+discriminator that is right of 92 % of a batch; alpha 0.1 rsum 155.0 and one that is right of 49 % (one seed each). A
+linear probe that is trained afterwards tells the modalities all the same, 96.2 % and 99.5 % of held-out items of dev.
 """
 
 import runpy

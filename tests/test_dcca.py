@@ -128,7 +128,7 @@ def test_scores_are_cosines_of_weighted_variates():
     np.testing.assert_allclose(
         model.apply(variables, image, text, method="score"), expected[0] @ expected[1].T, atol=1e-5
     )
-    assert model.inputs == Inputs(("global",), ("fisher",)) and model.ranks
+    assert model.inputs == Inputs(("global",), ("fisher",)) and model.rank_terms == ("rank", "correlation")
 
 
 def test_averages_are_those_of_the_steps_in_their_order():

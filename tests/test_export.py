@@ -49,7 +49,8 @@ def systems():
 def build(spec):
     """A system at ``tiny`` with random parameters and running statistics."""
     name, _, feature = spec.partition(",+")
-    config = configs.load(f"{name},scenes,tiny", [f"--config.model.feature={feature or 'region'}", LONG])
+    config = configs.load(f"{name},scenes,tiny", [LONG])
+    configs.systems(config)[-1].feature = feature or "region"
     inputs = inputs_of(config)
     reads = "token" in inputs.text
     vocabulary = Vocabulary.build(WORDS, 1, inputs.tokens) if reads else None

@@ -110,7 +110,7 @@ def test_items_are_compared_by_the_correlation_of_a_layer():
     scores: Any = model.apply(variables, image, text, method="score")
     expected = np.corrcoef(hidden_x[1][:4], hidden_y[1])[:4, 4:]
     np.testing.assert_allclose(scores[:4, :REAL], expected, atol=1e-4)
-    assert model.inputs == Inputs(("global",), ("fisher",)) and model.ranks
+    assert model.inputs == Inputs(("global",), ("fisher",)) and model.rank_terms == ("rank", "hidden")
 
 
 def test_encoding_leaves_the_statistics_alone_and_training_moves_each_once():

@@ -84,7 +84,7 @@ class Model(Matcher):
 
     @property
     def rank_terms(self) -> tuple[str, ...]:
-        return ("correlation",)
+        return ("rank", "correlation")
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)

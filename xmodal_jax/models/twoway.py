@@ -60,8 +60,8 @@ class Tied(nn.Module):
             )
         shape = (self.cells, *(size // self.cells for size in sizes))
         kernel = self.param("kernel", nn.initializers.xavier_uniform(batch_axis=0), shape)
-        x = x.reshape(len(x), self.cells, -1)
-        return jnp.einsum("nce,cfe->ncf" if back else "ncf,cfe->nce", x, kernel).reshape(len(x), -1)
+        x = x.reshape(x.shape[0], self.cells, -1)
+        return jnp.einsum("nce,cfe->ncf" if back else "ncf,cfe->nce", x, kernel).reshape(x.shape[0], -1)
 
 
 class Unit(nn.Module):
@@ -115,7 +115,7 @@ class Model(Matcher):
 
     @property
     def rank_terms(self) -> tuple[str, ...]:
-        return ("image_error", "text_error", "hidden")
+        return ("rank", "hidden")
 
     def setup(self) -> None:
         count = len(self.hidden)

@@ -1,4 +1,5 @@
-"""`xmodal show`: the resolved config of a run and how far it is; of several, what differs; their learning curves."""
+"""`xmodal show`: the resolved config of a run and how far it is; of several, what differs; learning curves; and of one
+run a map of both modalities."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmodal_jax import config as configs
-from xmodal_jax.errors import PICTURES, check_output
+from xmodal_jax.errors import PICTURES, UsageError, check_output
 from xmodal_jax.report.curves import chosen
 from xmodal_jax.training import log
 
@@ -50,8 +51,9 @@ def describe_all(workdirs: Sequence[Path]) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Describe the run folders; draw their curves where asked."""
+    """Describe the run folders; draw their curves, or the map of the one run, where asked."""
     check_output("--curves", args.curves, PICTURES)
+    check_output("--modalities", args.modalities, PICTURES)
     workdirs = list({workdir.resolve(): workdir for workdir in args.workdir}.values())
     if len(workdirs) == 1:
         describe(workdirs[0])
@@ -65,4 +67,14 @@ def main(args: argparse.Namespace) -> int:
         else:
             curves.draw_comparison(workdirs, args.curves)
         print(f"# curves: {args.curves}")
+    if args.modalities:
+        if len(workdirs) > 1:
+            raise UsageError("--modalities draws one run; give one run folder, or call it once for each.")
+        from xmodal_jax.evaluation.run import Run
+        from xmodal_jax.report import modalities
+
+        run = Run(workdirs[0], args.data)
+        found = modalities.draw(run, run.step(None), args.split, args.modalities, seed=args.seed)
+        numbers = f"gap {found.gap:.3f}, MMD {found.mmd:.4f}, linear probe {100 * found.probe:.1f} %"
+        print(f"# modalities: {args.modalities} and {args.modalities.with_suffix('.json').name} ({numbers})")
     return 0

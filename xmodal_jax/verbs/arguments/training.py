@@ -137,6 +137,15 @@ def add_show(verbs) -> None:
     parser = verb(verbs, "show", "verbs.show:main", "the resolved config and state of a run", "xmodal show runs/vsepp")
     parser.add_argument("workdir", type=Path, nargs="+", help="one run folder, or several for what differs")
     parser.add_argument("--curves", type=Path, help="draw loss and dev recall to this picture")
+    parser.add_argument(
+        "--modalities",
+        type=Path,
+        metavar="PNG",
+        help="draw where images and captions lie (t-SNE) to this picture, with their distance, and to JSON beside it",
+    )
+    parser.add_argument("--split", default="dev", help="of --modalities")
+    parser.add_argument("--data", type=Path, help="of --modalities: another data set than the one trained on")
+    parser.add_argument("--seed", type=int, default=0, help="of --modalities")
 
 
 def add_compare(verbs) -> None:
