@@ -169,3 +169,23 @@ def test_a_stray_manifest_deletes_no_step(tmp_path):
     assert checkpoints.steps() == [1, 2]
     assert len(list(checkpoints.manifests.iterdir())) == 6
     checkpoints.close()
+
+
+def test_a_kill_while_a_step_is_deleted_leaves_no_half_of_it(saved, monkeypatch):
+    def killed(path, *_, **__):
+        for file in list(Path(path).rglob("*"))[:1]:
+            file.unlink() if file.is_file() else None
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(SystemExit):
+            saved.save(state(6))
+            saved.wait()
+    assert saved.steps() == [2, 5, 6]
+    assert [saved.problem(step) for step in saved.steps()] == [None] * 3
+    saved.close()
+    reopened = Checkpoints(saved.folder.parent)
+    assert reopened.steps() == [2, 5, 6]
+    assert sorted(path.name for path in reopened.folder.iterdir()) == ["2", "5", "6"]
+    reopened.close()

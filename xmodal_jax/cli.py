@@ -103,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
     # Orbax and clu tell developers much that users cannot act on, and tracebacks of errors that come up here anyway.
     logging.getLogger("absl").setLevel(logging.ERROR if debug else logging.CRITICAL)
     if not debug:
-        sys.excepthook = excepted
+        sys.unraisablehook = unraisable
     warnings.simplefilter("ignore", CutWarning)  # verbs say it themselves
     try:
         if overrides and args.verb != "train":
@@ -126,11 +126,11 @@ def run(argv: Sequence[str]) -> int:
         return 130
 
 
-def excepted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """What an error of the main thread does. Of their own threads TensorStore and others print what comes up again as
-    one sentence: a save that fails on a full disk, say."""
+def unraisable(error: Any) -> None:
+    """Print an error that nobody can catch, of the main thread: TensorStore's threads print what comes up again as one
+    sentence, a save that fails on a full disk, say."""
     if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(kind, error, trace)
+        sys.__unraisablehook__(error)
 
 
 def disk_refused(error: Exception) -> int | None:

@@ -27,6 +27,7 @@ from xmodal_jax.training.optim import path_name
 from xmodal_jax.training.step import TrainState
 
 METRICS = "metrics/metrics"  # of a step: what it reached on dev
+REMOVED = "removed"  # where steps go first: a rename is whole, and a kill while one is deleted leaves no half of it
 NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -60,6 +61,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["rsum"],  # without it Orbax does not write the metrics at all
             create=True,
             enable_async_checkpointing=True,
+            todelete_subdir=REMOVED,
             cleanup_tmp_directories=False,  # its thread may outlive a start that is refused
         )
         names = ("model", "training", "metrics")
@@ -68,15 +70,15 @@ class Checkpoints:
     def _clean(self) -> None:
         """Remove what a kill left of a save, and steps of damaged metrics: the choice of the best hangs on them."""
         if processes.first() and self.folder.is_dir():
-            for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            for folder in (*self.folder.glob("*.orbax-checkpoint-tmp*"), self.folder / REMOVED):
                 shutil.rmtree(folder, ignore_errors=True)
             for step in self._present():
                 try:
                     self.metrics(step)
                 except CheckpointError as error:
                     print(f"checkpoint: step {step:,} is removed: {error}", file=sys.stderr)
-                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
                     digest.remove(self.manifests / f"{step}.json")
+                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
         processes.wait("checkpoints cleaned")
 
     # Saving
@@ -108,6 +110,7 @@ class Checkpoints:
         if processes.first():
             for old in self._sealed() - set(self.manager.all_steps()):
                 digest.remove(self.manifests / f"{old}.json")
+            shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
 
     def poll(self) -> None:
         """Seal a save that has finished meanwhile, without waiting for one that has not."""
