@@ -7,8 +7,8 @@ Source: Huang et al., CVPR 2018; no code was released. Margin, sum of hinges ove
 optimiser and batch are the paper's [recalled: K, width]; gradient clipping is VSE++'s. The founding ablation is over
 the variants: the gate over the sum of both, the sum over either alone (concept, context).
 
-Reached (docs/results.md): not measured. On Flickr8k's dev after 200 steps at width 256 and rate 1e-3, far from done and
-of one seed: rsum 120 of gate, 115 of sum, 116 of concept, 101 of context.
+Reached on Flickr8k (docs/results.md), one H200, 12 epochs: sum 258.5 and concept 246.7 (stopped before their end),
+context 254.9, gate 238.7 (stopped half way). The order of the ablation is not known.
 """
 
 from ml_collections import ConfigDict

@@ -117,17 +117,20 @@ def argument_of(config: Config) -> tuple[str, dict[str, Any]]:
     """
     name, saved = config.model.name, configs.flatten(config)
     try:
-        module = module_of(Path(configs.find(f"{name}.py")))
+        file = Path(configs.find(f"{name}.py"))
     except UsageError:
         plain = configs.flatten(base("own"))
         return str(name), difference({k: v for k, v in saved.items() if k != "model.name"}, plain)
     # Where two sets have the same settings, the run is of the one that its folder is named by, or else of any other
     sets = sorted(DATA, key=lambda word: (Path(config.data.dir).name != word, word != "own"))
-    words = [f"{variant},{data}" for variant in module.VARIANTS for data in sets]
     found = []
-    for word in words:
-        plain = configs.flatten(module.get_config(word))
-        found.append((difference({k: v for k, v in saved.items() if k in plain}, plain), f"{name}.py:{word}"))
+    for path in (file, *sorted(file.parent.glob(f"{name}_*.py"))):  # a model may have several configs
+        module = module_of(path)
+        for word in (f"{variant},{data}" for variant in module.VARIANTS for data in sets):
+            plain = configs.flatten(module.get_config(word))
+            if plain["model.name"] == name:
+                kept = {k: v for k, v in saved.items() if k in plain}
+                found.append((difference(kept, plain), f"{path.name}:{word}"))
     changed, argument = min(found, key=lambda pair: len(pair[0]))
     return argument, changed
 
