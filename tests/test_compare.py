@@ -141,7 +141,7 @@ def test_two_runs(runs, tmp_path, capsys):
     assert (b / "eval" / "test-2.ranks.npz").is_file()  # ranked when compared, and kept
     found = json.loads((tmp_path / "c.json").read_text())
     evaluated = json.loads((a / "eval" / "test-2.json").read_text())
-    evaluated.pop("unknown")  # of its words, not of its ranks
+    del evaluated["unknown"], evaluated["sha256"]  # of its words and its file, not of its ranks
     assert {key: found["a"][key] for key in evaluated} == evaluated
     assert found["config"] == {"optim.lr": [2e-3, 1e-2], "seed": [0, 1]}
     for way in ("i2t", "t2i"):

@@ -19,7 +19,7 @@ from xmodal_jax.data.records import Dataset, Split, open_dataset
 from xmodal_jax.errors import PICTURES, DataError, UsageError, check_output
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.inference import Bundle, load
-from xmodal_jax.matcher import implements
+from xmodal_jax.matcher import Matcher, implements
 from xmodal_jax.text.vocabulary import UNKNOWN
 from xmodal_jax.types import Repr
 from xmodal_jax.verbs.looks import Pair, draw
@@ -29,7 +29,8 @@ def with_attention() -> list[str]:
     """Names of the models that have an attention to show."""
     names = [module.name for module in pkgutil.iter_modules(models.__path__)]
     found = {name: importlib.import_module(f"{models.__name__}.{name}").Model for name in names}
-    return [name for name, model in found.items() if any(implements(model, way) for way in ("attention", "glimpses"))]
+    alone = {name: model for name, model in found.items() if model.has is Matcher.has}  # not what another has within it
+    return [name for name, model in alone.items() if any(implements(model, way) for way in ("attention", "glimpses"))]
 
 
 def check(run: Run) -> None:
