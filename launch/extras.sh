@@ -4,7 +4,7 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-all="core image serve ann qdrant hdf5 fisher train"
+all="core image photos serve ann qdrant hdf5 fisher train"
 for extra in "$@"; do
   case " $all " in *" $extra "*) ;; *) fail "there is no check of the extra $extra; choose from $all" ;; esac
 done
@@ -38,6 +38,14 @@ scores = m.score(m.embed_images([f"{sys.argv[1]}/scenes/images/scene-0-{i:06}.pn
 assert scores.shape == (3, 1) and len(np.unique(scores)) == 3, scores
 PY
   xmodal search "$inputs/gallery" --image "$inputs/scenes/images/scene-0-000003.png" -k 3
+}
+
+check_photos() {
+  python - <<'PY'
+from xmodal_jax.layers.backbones import weights
+for network in ("lite0", "lite2"):
+    assert weights.load(network, "package")["params"], network
+PY
 }
 
 check_serve() {

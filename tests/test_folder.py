@@ -101,7 +101,7 @@ def test_a_folder_of_an_earlier_version_is_read_and_the_fact_said(run, capsys):
     [
         ("model", None, "it has no groups model and data"),
         ("model", [7], "it has no groups model and data"),
-        ("model.name", ["vse"], "does not describe a run"),
+        ("model.name", ["vse"], "it must be the name of a model"),
         ("model.embed_dim", 1 << 62, "it must be below 2,147,483,648"),
         ("eval.batch_size", -7, "it must be at least"),
         ("eval", None, "does not describe a run"),

@@ -11,7 +11,6 @@ import numpy as np
 
 from xmodal_jax.data import pixels
 from xmodal_jax.data.pictures import PIXELS, read_picture
-from xmodal_jax.inference import extractor
 from xmodal_jax.inference.shapes import fill
 
 NETWORK = "backbone"  # the extractor that is an image network, and the place of its recipe in the manifest
@@ -45,6 +44,8 @@ def extractor_of(folder: Path, manifest: Mapping[str, Any]) -> Callable[[Any], d
 
 def network(folder: Path, manifest: Mapping[str, Any]) -> Callable[[Any], dict[str, np.ndarray]]:
     """Features of a picture by the image network of a bundle, which is read when the first picture comes."""
+    from xmodal_jax.inference import extractor  # only such bundles need Flax
+
     recipe = extractor.recipe_in(manifest)
     loaded = functools.cache(lambda: extractor.load(folder, manifest))
 

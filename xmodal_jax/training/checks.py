@@ -122,6 +122,7 @@ TABLE = {
         lambda value: len(value) > 0 and all(map(is_rule, value)),
         'rules {"match": regular expression, "lr": factor, "decay": factor, "clip": True or False}, factors at least 0',
     ),
+    "model.name": Check(lambda value: isinstance(value, str), "the name of a model, or the path of its file"),
     "init.skip": Check(lambda value: not isinstance(value, str) and all(map(regular, value)), "regular expressions"),
     "eval.every_epochs": ABOVE_0,
     "eval.every_steps": FROM_0,
