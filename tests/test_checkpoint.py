@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what a flipped bit does, warm start, a full disk."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,31 @@ def test_a_kill_while_a_step_is_deleted_leaves_no_half_of_it(saved, monkeypatch)
     assert reopened.steps() == [2, 5, 6]
     assert sorted(path.name for path in reopened.folder.iterdir()) == ["2", "5", "6"]
     reopened.close()
+
+
+def test_a_step_that_a_training_removes_while_it_is_read_is_one_sentence(saved, monkeypatch):
+    """As `xmodal eval --watch` beside a training meets it."""
+    reader = Checkpoints(saved.folder.parent, read_only=True)
+    problem, read = Checkpoints.problem, Path.read_bytes
+
+    def gone(self, step):
+        found = problem(self, step)
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Checkpoints, "problem", gone)
+    with pytest.raises(CheckpointError, match=r"step 4 was removed while it was read \(.* is missing\)"):
+        reader.restore_model(4)
+    monkeypatch.undo()
+
+    def vanishes(self):
+        if self.name == "metrics":
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", vanishes)
+        with pytest.raises(CheckpointError, match="of step 2 cannot be read"):
+            reader.metrics(2)
+        patch.setattr("xmodal_jax.digest.sha256", lambda path: Path(path, "gone").open())
+        assert "cannot be read" in str(reader.problem(5))

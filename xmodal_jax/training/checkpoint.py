@@ -6,6 +6,7 @@ Of several processes all take part in a save and in restoring; the first one wri
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -189,10 +190,13 @@ class Checkpoints:
             CheckpointError: its metrics or its manifest are damaged.
         """
         wanted, path = self._manifest(step).get(METRICS), self.folder / str(step) / METRICS
-        there = digest.sha256(path) if path.is_file() else None
-        if there != wanted:
+        try:
+            raw = path.read_bytes() if path.is_file() else None
+        except OSError as error:  # a training may have removed it meanwhile
+            raise CheckpointError(f"{METRICS} of step {step:,} cannot be read ({error.strerror})") from None
+        if (None if raw is None else hashlib.sha256(raw).hexdigest()) != wanted:
             raise CheckpointError(f"{METRICS} of step {step:,} differs in SHA-256")
-        return json.loads(path.read_text()) if wanted else {}
+        return json.loads(raw) if raw is not None else {}
 
     def _manifest(self, step: int) -> dict[str, str]:
         """SHA-256 by name of the files of a step. Raises CheckpointError where its manifest is damaged or another's."""
@@ -208,13 +212,14 @@ class Checkpoints:
     def problem(self, step: int) -> str | None:
         """What is wrong with a step's files, None if they match the manifest."""
         try:
-            wanted = self._manifest(step)
+            wanted, files = self._manifest(step), self._files(step)
+            if missing := sorted(set(wanted) - set(files)):
+                return f"{missing[0]} is missing"
+            differing = [name for name, known in wanted.items() if digest.sha256(files[name]) != known]
         except CheckpointError as error:
             return str(error)
-        files = self._files(step)
-        if missing := sorted(set(wanted) - set(files)):
-            return f"{missing[0]} is missing"
-        differing = [name for name, known in wanted.items() if digest.sha256(files[name]) != known]
+        except OSError as error:  # a training may have removed it meanwhile
+            return f"{error.filename} cannot be read ({error.strerror})"
         return f"{differing[0]} differs in SHA-256" if differing else None
 
     def latest_good(self) -> int | None:
@@ -252,16 +257,23 @@ class Checkpoints:
         """The ``model`` or ``training`` part of a step as nested dicts and lists of host arrays.
 
         Raises:
-            CheckpointError: the files do not match their manifest.
+            CheckpointError: the files do not match their manifest, or a training removes them while they are read.
         """
         problem = self.problem(step)
         if problem:
             raise CheckpointError(f"{self.folder}: step {step:,} cannot be used: {problem}; choose another --step.")
         path = self.folder / str(step) / item
-        with ocp.StandardCheckpointer() as reader:
-            metadata: Any = reader.metadata(path).item_metadata
-            like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
-            return reader.restore(path, like)
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                metadata: Any = reader.metadata(path).item_metadata
+                like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.tree)
+                return reader.restore(path, like)
+        except Exception as error:  # Orbax raises what it likes where files go while it reads them
+            if (now := self.problem(step)) is None:
+                raise
+            raise CheckpointError(
+                f"{self.folder}: step {step:,} was removed while it was read ({now}); choose another --step."
+            ) from error
 
     def restore_model(self, step: int) -> dict[str, Any]:
         """``{"params", "ema", "model_state"}`` of a step; see :meth:`restore_plain`."""
