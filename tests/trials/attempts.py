@@ -49,8 +49,8 @@ ATTACKS: dict[str, Attack] = {
         1000,
         "files as an attacker makes them: pickles that execute, bombs, arrays and JSON that lie, paths that lead "
         "outside, exported functions that are none",
-        "nothing was executed, no other folder read, at most {mib} MiB more taken than of a sound file; one sentence, "
-        "or ({answered} times) the answer that the rest of the file gives",
+        "nothing was executed, nothing of another folder shown, at most {mib} MiB more taken than of a sound file; one "
+        "sentence, or ({answered} times) the answer that the rest of the file gives",
     ),
     "service": Attack(
         service.services,
@@ -58,7 +58,7 @@ ATTACKS: dict[str, Attack] = {
         "clients of the service: 40 unfinished bodies, 1,200 idle connections, 50 slow headers, 40 bodies that are too "
         "large, 200 clients that leave, 20 bodies past the deadline, 40 wrong hosts, 200 broken requests",
         "an ordinary question is answered as before while each of them lasts (after at most {slowest_ms:,} ms) and "
-        "afterwards; memory {before} MiB before, {after} MiB after; each is refused with the status of the table below",
+        "afterwards; memory {before} MiB before, {after} MiB after; what is refused has the status of the table below",
     ),
     "replaced": Attack(
         service.replaced,
@@ -79,6 +79,6 @@ ATTACKS: dict[str, Attack] = {
         70,
         "two processes in one folder: two trainings, imports, exports or indexings, or a training beside "
         "`eval --watch`, `export` or `show`",
-        "one of them is refused in a sentence or waits for nothing, and the folder is that of one process alone",
+        "each ends well or is refused in one sentence, and the folder is afterwards that of one process alone",
     ),
 }
