@@ -50,7 +50,7 @@ def check(model: Matcher, example: Batch, config: Config, devices: int) -> None:
     held = {name: size(leaf) / share(name) for name, leaf in named.items()}
     whole = max(size(params), 1)
     copies = 2 + size(jax.eval_shape(update_rule(config.optim).init, params)) / whole + bool(config.ema)
-    need, have = copies * sum(held.values()), available(jax.devices()[0])
+    need, have = copies * sum(held.values()), available(jax.local_devices()[0])
     if need > have:
         largest = max(held, key=lambda name: held[name])
         remedy = "set --config.model.groups=3000, say" if hasattr(model, "groups") else "make the model smaller"
