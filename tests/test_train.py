@@ -297,7 +297,7 @@ def test_refusals_are_one_sentence_with_their_code(data, tmp_path, capsys):
         (lambda: train(tmp_path / "nowhere", tmp_path / "x"), 3, "nowhere"),
         (lambda: train(data, tmp_path / "x", "--config.lr=1"), 2, 'Did you mean "optim.lr"?'),
         (lambda: train(data, tmp_path / "x", "--config.model.name=vsse"), 2, 'No model "vsse"'),
-        (lambda: train(data, tmp_path / "x", "--config.model.feature=pixels"), 2, 'no feature "pixels"'),
+        (lambda: train(data, tmp_path / "x", "--config.model.feature=wavelets"), 2, 'no feature "wavelets"'),
         (lambda: train(data, tmp_path / "x", "--config.data.batch_size=0"), 2, "batch_size is 0; it must be at least"),
         (lambda: train(data, tmp_path / "x", "--config.model.dtype=float8"), 2, 'dtype is "float8"; it must be one of'),
         (lambda: train(data, tmp_path / "x", "--config.model.text=gruu"), 2, "text is"),
