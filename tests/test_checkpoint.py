@@ -216,5 +216,5 @@ def test_a_step_that_a_training_removes_while_it_is_read_is_one_sentence(saved, 
         patch.setattr(Path, "read_bytes", vanishes)
         with pytest.raises(CheckpointError, match="of step 2 cannot be read"):
             reader.metrics(2)
-        patch.setattr("xmodal_jax.digest.sha256", lambda path: Path(path, "gone").open())
+        patch.setattr("xmodal_jax.digest.sha256", lambda path: Path(path, "gone").read_bytes())
         assert "cannot be read" in str(reader.problem(5))
