@@ -19,6 +19,12 @@ def mean_pool(region: Float[AnyArray, "b r f"], mask: Bool[AnyArray, "b r"]) -> 
     return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
 
 
+def image_vector(image: Images, name: str) -> Float[Array, "b f"]:
+    """A vector of every image: its feature ``name``, of regions the mean."""
+    feature = jnp.asarray(image.feature[name], jnp.float32)
+    return mean_pool(feature, image.mask) if feature.ndim == 3 else feature
+
+
 def as_regions(feature: Float[AnyArray, "b *r f"]) -> Float[Array, "b r f"]:
     """Float32 regions; a global feature becomes one region."""
     regions = jnp.asarray(feature, jnp.float32)
@@ -51,8 +57,6 @@ class ImageVector(nn.Module):
             self.backbone = Backbone(self.network, self.mode, self.dtype)
 
     def __call__(self, image: Images, *, train: bool) -> Float[Array, "b f"]:
-        feature = image.feature[self.feature]
         if self.feature == PIXELS:
-            return jnp.mean(self.backbone(feature, train=train), axis=(1, 2))
-        feature = jnp.asarray(feature, jnp.float32)
-        return mean_pool(feature, image.mask) if feature.ndim == 3 else feature
+            return jnp.mean(self.backbone(image.feature[PIXELS], train=train), axis=(1, 2))
+        return image_vector(image, self.feature)

@@ -10,6 +10,13 @@ from xmodal_jax.layers.lstm import LSTM
 from xmodal_jax.layers.recurrent import GRU, last_state, uniform
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.text.vocabulary import END, UNKNOWN
+from xmodal_jax.types import Texts
+
+
+def text_vector(text: Texts, name: str) -> Float[Array, "c f"]:
+    """The dense vector ``name`` of every caption."""
+    assert text.feature is not None, f'the batch has no text vectors "{name}"'
+    return jnp.asarray(text.feature[name], jnp.float32)
 
 
 class WordEmbedding(nn.Module):

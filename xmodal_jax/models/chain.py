@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.recurrent import uniform
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
@@ -200,9 +200,7 @@ class Model(Matcher):
         self.similarity = getattr(similarity, self.measure)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
-        return self._finish(self.image_encoder(pooled)), None
+        return self._finish(self.image_encoder(image_vector(image, self.feature))), None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         real = jnp.asarray(text.mask)

@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.dense import xavier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.norm import BatchNorm
+from xmodal_jax.layers.text import text_vector
 from xmodal_jax.losses import correlation
 from xmodal_jax.losses.correlation import Directions, Moments
 from xmodal_jax.matcher import Matcher
@@ -107,14 +108,11 @@ class Model(Matcher):
         return similarity.l2_normalise((x - mean) @ found[side] * found["correlation"] ** self.power)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b k"], Float[Array, "b d"]]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
-        x = self.image_tower(pooled, jnp.asarray(image.id) >= 0, train=train)
+        x = self.image_tower(image_vector(image, self.feature), jnp.asarray(image.id) >= 0, train=train)
         return self.variates("image", x), x
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c k"], Float[Array, "c d"]]:
-        assert text.feature is not None, f'the batch has no text vectors "{self.text}"'
-        vector = jnp.asarray(text.feature[self.text], jnp.float32)
+        vector = text_vector(text, self.text)
         x = self.text_tower(vector, jnp.asarray(text.id) >= 0, train=train)
         return self.variates("text", x), x
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.layers.dense import xavier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
+from xmodal_jax.layers.text import text_vector
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Images, Inputs, Texts
@@ -44,13 +45,10 @@ class Model(Matcher):
         self.similarity = getattr(similarity, self.measure)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
-        return self.image_map(pooled).astype(jnp.float32), None
+        return self.image_map(image_vector(image, self.feature)).astype(jnp.float32), None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
-        assert text.feature is not None, f'the batch has no text vectors "{self.text}"'
-        return similarity.l2_normalise(jnp.asarray(text.feature[self.text], jnp.float32)), None
+        return similarity.l2_normalise(text_vector(text, self.text)), None
 
     def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
         return self.similarity(image, text)

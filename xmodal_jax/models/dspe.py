@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.dense import xavier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.norm import BatchNorm
+from xmodal_jax.layers.text import text_vector
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Images, Inputs, Texts
@@ -111,13 +112,10 @@ class Model(Matcher):
         self.image_branch, self.text_branch = branch(), branch()
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
-        return self.image_branch(pooled, jnp.asarray(image.id) >= 0, train=train), None
+        return self.image_branch(image_vector(image, self.feature), jnp.asarray(image.id) >= 0, train=train), None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
-        assert text.feature is not None, f'the batch has no text vectors "{self.text}"'
-        vector = jnp.asarray(text.feature[self.text], jnp.float32)
+        vector = text_vector(text, self.text)
         return self.text_branch(vector, jnp.asarray(text.id) >= 0, train=train), None
 
     def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:

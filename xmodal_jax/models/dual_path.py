@@ -20,7 +20,7 @@ from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.bottleneck import HE, Bottleneck, Unit
 from xmodal_jax.layers.classifier import SharedClassifier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.text import placed, words_of
 from xmodal_jax.matcher import Matcher
@@ -157,9 +157,7 @@ class Model(Matcher):
             self.group = self.variable("groups", "of_image", jnp.zeros, (self.classes,), jnp.int32)
 
     def _image(self, image: Images, *, train: bool) -> Float[Array, "b d"]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
-        return self.image_head(pooled, jnp.asarray(image.id) >= 0, train=train)
+        return self.image_head(image_vector(image, self.feature), jnp.asarray(image.id) >= 0, train=train)
 
     def _words(self, text: Texts) -> tuple[Int[Array, "c p"], Int[Array, " c"]]:
         return words_of(text.token, text.mask, self.positions, drop_unknown=self.drop_unknown)

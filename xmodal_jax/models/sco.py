@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.dense import xavier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.text import GRUText, LSTMText
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
@@ -93,8 +93,7 @@ class Model(Matcher):
         """The feature [B, F]; None where the system does not read it."""
         if name not in self.inputs.image:
             return None
-        feature = jnp.asarray(image.feature[name], jnp.float32)
-        return mean_pool(feature, image.mask) if feature.ndim == 3 else feature
+        return image_vector(image, name)
 
     def unit(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
         return similarity.l2_normalise(x.astype(jnp.float32))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from xmodal_jax import similarity
 from xmodal_jax.layers.decoder import Decoder
 from xmodal_jax.layers.dense import xavier
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.recurrent import StackedGRU, last_state
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.losses import tokens
@@ -61,9 +61,7 @@ class Model(Matcher):
         self.text_encoder = StackedGRU(self.embed_dim // self.layers, self.layers, dtype, self.cell)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        pooled = mean_pool(feature, image.mask) if feature.ndim == 3 else feature
-        return similarity.l2_normalise(self.image_encoder(pooled).astype(jnp.float32)), None
+        return similarity.l2_normalise(self.image_encoder(image_vector(image, self.feature)).astype(jnp.float32)), None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
         states = self.text_encoder(self.embed(text.token), text.mask)

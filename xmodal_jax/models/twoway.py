@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.layers.norm import BatchNorm
+from xmodal_jax.layers.text import text_vector
 from xmodal_jax.losses.modality import mean
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
@@ -155,13 +156,11 @@ class Model(Matcher):
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b h"], Float[Array, "b f"]]:
         """Its layer in use, whatever ``train``: both channels are trained together, in :meth:`aux`."""
-        feature = jnp.asarray(image.feature[self.feature], jnp.float32)
-        x = SCALES[self.scaling](mean_pool(feature, image.mask) if feature.ndim == 3 else feature)
+        x = SCALES[self.scaling](image_vector(image, self.feature))
         return unit_mean(self.image_channel(x, jnp.asarray(image.id) >= 0)[-1]), x
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c h"], Float[Array, "c e"]]:
-        assert text.feature is not None, f'the batch has no text vectors "{self.text}"'
-        y = SCALES[self.scaling](jnp.asarray(text.feature[self.text], jnp.float32))
+        y = SCALES[self.scaling](text_vector(text, self.text))
         return unit_mean(self.text_channel(y, jnp.asarray(text.id) >= 0)[-1]), y
 
     def score(self, image: Float[AnyArray, "b h"], text: Float[AnyArray, "c h"]) -> Float[Array, "b c"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from xmodal_jax.data.pipeline import FeatureReader, image_batches
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.image import mean_pool
+from xmodal_jax.layers.image import image_vector
 from xmodal_jax.matcher import Matcher
 
 ROUNDS = 20
@@ -33,11 +33,9 @@ def start_state(model_state: Any, model: Matcher, reader: FeatureReader, seed: i
         raise UsageError(f"model.groups {count:,} is more than the {images:,} training images; give fewer.")
     rows = []
     for batch in image_batches(reader, 256):
-        feature = jnp.asarray(batch.feature[reader.names[0]], jnp.float32)
-        if feature.ndim > 3:
+        if batch.feature[reader.names[0]].ndim > 3:
             raise UsageError("Images cannot be grouped by their pixels; set --config.model.groups=0.")
-        pooled = mean_pool(feature, batch.mask) if feature.ndim == 3 else feature
-        rows.append(np.asarray(pooled)[np.asarray(batch.id) >= 0])
+        rows.append(np.asarray(image_vector(batch, reader.names[0]))[np.asarray(batch.id) >= 0])
     print(f"{images:,} training images are grouped into {count:,} classes")
     return {**model_state, "groups": {"of_image": jnp.asarray(k_means(np.concatenate(rows), count, seed))}}
 
