@@ -72,7 +72,10 @@ def origin(figures: Mapping[str, dict[str, Any]]) -> list[str]:
         versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
         where = f"at commit `{row['commit']}` on {row['date']} (seed {row['seed']}; {row['machine']}; {versions})"
         groups.setdefault(where, []).append(name)
-    return [f"{', '.join(f'`{name}`' for name in names)}: {where}." for where, names in groups.items()]
+    lines = []
+    for where, names in groups.items():
+        lines += [f"{', '.join(f'`{name}`' for name in names)}:", f"{where}.", ""]
+    return lines[:-1]
 
 
 def fill(page: str, figures: Mapping[str, dict[str, Any]]) -> str:
