@@ -16,6 +16,7 @@ from xmodal_jax import cli
 from xmodal_jax import config as configs
 from xmodal_jax.errors import UsageError
 from xmodal_jax.losses import modality
+from xmodal_jax.matcher import Matcher
 from xmodal_jax.models import mte, scan, vse
 from xmodal_jax.training import log, schedules
 from xmodal_jax.training.model import example_batch, inputs_of, make_model
@@ -269,3 +270,10 @@ def test_stages_train_one_side_each_and_log_the_distance(runs, tmp_path):
     assert [moved(step) for step in (2, 3, 4)] == [(True, False), (True, True), (True, True)]
     assert lines[3]["weight_confusion"] == 0.0 and "weight_confusion" not in lines[4]
     assert {"accuracy", "gap", "mmd", "modality", "confusion"} <= lines[4].keys()
+
+
+def test_what_a_system_can_do_is_asked_of_the_tower():
+    """Whatever Matcher offers, lest a tower's own way is passed over in silence."""
+    offered = {name for name in vars(Matcher) if not name.startswith("_") and name not in dir(nn.Module)}
+    assert {"select", "sharded", "glimpses", "rank_terms", "inputs"} <= offered
+    assert offered - set(vars(mte.Model)) == set()

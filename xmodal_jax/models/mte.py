@@ -86,6 +86,10 @@ class Model(Matcher):
     def rank_terms(self) -> tuple[str, ...]:
         return self.tower.rank_terms
 
+    @property
+    def sharded(self) -> str:
+        return self.tower.sharded
+
     def has(self, method: str) -> bool:
         return method == "aux" or self.tower.has(method)
 
@@ -104,6 +108,12 @@ class Model(Matcher):
 
     def score(self, image: Repr, text: Repr) -> Array:
         return self.tower.score(image, text)
+
+    def select(self, batch: Batch) -> Batch:
+        return self.tower.select(batch)
+
+    def glimpses(self, image: Images, text: Texts) -> tuple[Array, Array]:
+        return self.tower.glimpses(image, text)
 
     def attention(self, image: Repr, text: Repr) -> Array:
         return self.tower.attention(image, text)
