@@ -30,9 +30,7 @@ def start_state(model_state: Any, model: Matcher, reader: FeatureReader, seed: i
         return model_state
     count, images = int(getattr(model, "groups", 0)), reader.count
     if count < 1:
-        raise UsageError(
-            "Images are grouped for no system within another; set groups of that one to 0."
-        )
+        raise UsageError("Images are grouped for no system within another; set groups of that one to 0.")
     if count > images:
         raise UsageError(f"model.groups {count:,} is more than the {images:,} training images; give fewer.")
     rows = []
