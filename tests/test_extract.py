@@ -9,8 +9,10 @@ import pytest
 
 from xmodal_jax import cli
 from xmodal_jax.data.records import BACKBONE, open_dataset
+from xmodal_jax.export import gallery
 from xmodal_jax.inference import extractor, load
 from xmodal_jax.layers.backbones import Backbone
+from xmodal_jax.serve.live import open_state
 from xmodal_jax.verbs import extract
 
 Image = pytest.importorskip("PIL.Image", reason="pillow (extra image) is not installed")
@@ -153,6 +155,17 @@ def test_a_bundle_of_such_a_run_takes_pictures(feature, featured, tmp_path):
     given = bundle.embed_images({feature: np.stack([item.features[feature] for item in items])})
     seen = bundle.embed_images(list(split.pictures[:3]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), given, seen)
+
+
+def test_a_service_has_its_network_ready_before_the_first_picture(featured, tmp_path, monkeypatch):
+    argv = ["train", "--config", "vse.py:vsepp,tiny", "--data", str(featured), "--workdir", str(tmp_path / "run")]
+    argv += ["--config.model.feature=global", "--config.data.minimum_count=1", "--config.steps=1"]
+    assert cli.run(argv) == 0
+    state = open_state(gallery.of_run(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(extractor, "load", lambda *_: pytest.fail("the network is read only now"))
+        picture = open_dataset(featured).split("test").pictures[0]
+        assert state.by_picture([(state.read(picture.read_bytes()), 3)])[0]["hits"]
 
 
 def test_a_new_split_keeps_what_made_the_features(featured, tmp_path):

@@ -157,6 +157,8 @@ class State:
             shapes = {name: [most if n == "regions" else n for n in shape] for name, shape in bundle.features.items()}
             kind = {name: np.uint8 if len(shape) == 3 else np.float32 for name, shape in shapes.items()}
             picture = {name: np.ones((1, *shape), kind[name]) for name, shape in shapes.items()}
+            if bundle.manifest.get("backbone"):  # its image network is read and compiled by the first picture
+                bundle.extract([np.zeros((8, 8, 3), np.uint8)])
             bundle.embed_images(picture)
             if self.speaks_of_images:
                 bundle.caption(picture)
