@@ -461,7 +461,7 @@ def test_groups(monkeypatch):
     with pytest.raises(UsageError, match=r"model\.groups 30 is more than the 12 training images"):
         start_state({"groups": {}}, small(groups=30), reader, 0)
     with pytest.raises(UsageError, match="for no system within another"):
-        start_state({"groups": {}}, SimpleNamespace(), reader, 0)
+        start_state({"groups": {}}, small(groups=0), reader, 0)
     feature = jnp.asarray(random.normal(size=(8, 8)), jnp.float32)
     variables = {**variables, "groups": {"of_image": jnp.asarray(of_image)}}
     terms: Any = model.apply(variables, batch, (None, feature), (None, feature), train=False, method="aux")

@@ -165,7 +165,7 @@ def test_a_service_has_its_network_ready_before_the_first_picture(featured, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(extractor, "load", lambda *_: pytest.fail("the network is read only now"))
         picture = open_dataset(featured).split("test").pictures[0]
-        assert state.by_picture([(state.read(picture.read_bytes()), 3)])[0]["hits"]
+        assert picture is not None and state.by_picture([(state.read(picture.read_bytes()), 3)])[0]["hits"]
 
 
 def test_a_new_split_keeps_what_made_the_features(featured, tmp_path):
