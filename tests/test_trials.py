@@ -171,13 +171,3 @@ def test_an_output_that_is_full_is_one_sentence(monkeypatch, capsys):
 
 
 # The attacks themselves, once each
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_survived(name):
-    tries = {"service": 180, "strangers": 20}.get(name, 3)
-    command = [sys.executable, "-m", "trials", "--only", name, "--tries", str(tries), "--seed", "7"]
-    path = f"{figures.ROOT / 'tests'}{os.pathsep}{figures.ROOT}"
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
