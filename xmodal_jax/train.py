@@ -18,7 +18,7 @@ from xmodal_jax.errors import SAVED_ON_SIGNAL, NumericError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.progress import Progress
 from xmodal_jax.training import processes, setup
-from xmodal_jax.training.groups import start_state
+from xmodal_jax.training.groups import start_groups
 from xmodal_jax.training.log import FINISHED, METRICS, CollapseDetector, Log, read
 from xmodal_jax.training.optim import live_leaves
 from xmodal_jax.training.parallel import local
@@ -58,8 +58,7 @@ class Trainer:
         initial = self.initial
         if step is None and self.parts.resumed:
             initial = setup.start_values(self.config, self.parts.model, self.parts.vocabulary, initial)
-            state = start_state(initial.model_state, self.parts.model, stage.pipeline.reader, self.config.seed)
-            initial = initial._replace(model_state=state)
+            initial = start_groups(initial, self.parts.model, stage.pipeline.reader, self.config.seed)
         state = make_state(initial, self.optimiser(stage), self.config.seed, self.config.ema)
         if step is None:
             return state

@@ -1,4 +1,4 @@
-"""Dual-Path: a perceptron of the image's feature and a deep convolutional net of words, that share one classifier.
+"""Dual-Path: a convolutional path of the image and a deep convolutional net of words, that share one classifier.
 
 Zheng et al., "Dual-Path Convolutional Image-Text Embeddings with Instance Loss", TOMM 2020 (arXiv 1711.05535), and its
 released code (layumi/Image-Text-Embedding). Every training image, with its captions, is a class of the classifier that
@@ -18,51 +18,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax import similarity
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.bottleneck import HE, Bottleneck, Unit
+from xmodal_jax.layers.bottleneck import TextNet, Unit
 from xmodal_jax.layers.classifier import SharedClassifier
-from xmodal_jax.layers.image import image_vector
-from xmodal_jax.layers.norm import BatchNorm
+from xmodal_jax.layers.image import PIXELS, ImageVector
 from xmodal_jax.layers.text import placed, words_of
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.types import Batch, Images, Inputs, Texts
 
 WORDS = ("shift", "left")
-FIRST, SHRINK = 2, 4  # a stage's width is divided by these inside its blocks, by the first in that of stage 1 alone
-
-
-class TextNet(nn.Module):
-    """Placed words [N, P] (0: nothing there) to vectors [N, D], before their last ReLU; attributes as in Model."""
-
-    vocabulary: int
-    word_dim: int
-    widths: tuple[int, ...]
-    blocks: tuple[int, ...]
-    embed_dim: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, word: Int[Array, "n p"], real: Bool[Array, " n"], *, train: bool) -> Float[Array, "n d"]:
-        table = self.param("embedding", HE, (self.vocabulary, self.word_dim))
-        bias = self.param("embedding_bias", nn.initializers.zeros, (self.word_dim,))
-        x = jnp.where((word > 0)[..., None], jnp.take(table, word, axis=0, mode="clip"), 0.0) + bias
-        x = BatchNorm(self.word_dim, momentum=0.1, unbiased=False, epsilon=1e-3, name="norm")(
-            x, real[:, None, None], train=train
-        )
-        last = len(self.widths) - 1
-        for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            for block in range(count):
-                inner = (width // FIRST if stage == 0 else width) if block == 0 else width // SHRINK
-                stride = 2 if block == 0 and 0 < stage < last else 1
-                layer = Bottleneck(width, inner, stride, block == 0, self.dtype, name=f"block_{stage + 1}_{block + 1}")
-                x = layer(x, real, train=train)
-        # By its place: the gradient of a maximum divides by how many are equal to it, none where XLA rounds anew.
-        top = jnp.take_along_axis(x, jnp.argmax(jax.lax.stop_gradient(x), axis=1)[:, None], axis=1)[:, 0]
-        return Unit(self.embed_dim, dtype=self.dtype, name="out")(top, real, train=train)
 
 
 class ImageHead(nn.Module):
-    """Image vectors [N, F] to [N, D] before their last ReLU: unit, ReLU, unit."""
+    """What an image network gives, [N, F], to [N, D] before the last ReLU: unit, ReLU, unit."""
 
     hidden_dim: int
     embed_dim: int
@@ -86,7 +54,11 @@ class Model(Matcher):
         widths: channels of the four stages of the text path; the middle stages halve the number of positions.
         blocks: bottlenecks of each stage.
         tokens: how captions are cut, "cased" for vectors of cased words as in the released code, or "words".
-        feature: which image feature is used; regions [B, R, F] are mean-pooled first.
+        feature: which image feature is used; regions [B, R, F] are mean-pooled first, "pixels" go through the network.
+        network: name of an image network of :mod:`xmodal_jax.layers.backbones`, for pixels.
+        cnn_mode: of the network, see :class:`xmodal_jax.layers.backbones.Backbone`.
+        mirror: for retrieval the vectors of a picture and of its mirror image are added up, as in the released code,
+            which adds up those of all places of a picture that is not cropped, too; here pictures are squares.
         positions: words of a caption that are read, from the first on.
         position: "shift": in training the words stand at a random offset, for retrieval the vectors of all offsets are
             added up; "left": they always begin at the left.
@@ -112,6 +84,9 @@ class Model(Matcher):
     blocks: tuple[int, ...] = (3, 4, 6, 1)
     tokens: str = "cased"
     feature: str = "global"
+    network: str = ""
+    cnn_mode: str = "eval"
+    mirror: bool = True
     positions: int = 32
     position: str = "shift"
     offset_step: int = 1
@@ -150,14 +125,30 @@ class Model(Matcher):
             )
         dtype, widths, blocks = jnp.dtype(self.dtype), tuple(self.widths), tuple(self.blocks)
         self.text_net = TextNet(self.vocabulary, self.word_dim, widths, blocks, self.embed_dim, dtype)
+        self.image_vector = ImageVector(self.feature, self.network, self.cnn_mode, str(dtype))
         self.image_head = ImageHead(self.hidden_dim, self.embed_dim, dtype)
         self.classifier = SharedClassifier(max(self.groups or self.classes, 1), self.embed_dim, self.class_bias, dtype)
         self.drop = nn.Dropout(self.dropout)
         if self.groups:  # filled before training, see xmodal_jax.training.groups
             self.group = self.variable("groups", "of_image", jnp.zeros, (self.classes,), jnp.int32)
 
+    def vector(self, image: Images) -> Float[Array, "b f"]:
+        """What the image path begins with; by it :mod:`xmodal_jax.training.groups` groups the training images."""
+        return self.image_vector(image, train=False)
+
     def _image(self, image: Images, *, train: bool) -> Float[Array, "b d"]:
-        return self.image_head(image_vector(image, self.feature), jnp.asarray(image.id) >= 0, train=train)
+        return self.image_head(self.image_vector(image, train=train), jnp.asarray(image.id) >= 0, train=train)
+
+    def _seen(self, image: Images) -> Float[Array, "b d"]:
+        """What retrieval sees of images, those of pixels from both sides."""
+        total = self._ending(self._image(image, train=False))
+        if not (self.mirror and self.feature == PIXELS):
+            return total
+        mirrored = image._replace(feature={PIXELS: jnp.asarray(image.feature[PIXELS])[:, :, ::-1]})
+        return total + self._ending(self._image(mirrored, train=False))
+
+    def _ending(self, x: jax.Array) -> jax.Array:
+        return x if self.eval_pre_relu else jax.nn.relu(x)
 
     def _words(self, text: Texts) -> tuple[Int[Array, "c p"], Int[Array, " c"]]:
         return words_of(text.token, text.mask, self.positions, drop_unknown=self.drop_unknown)
@@ -173,8 +164,8 @@ class Model(Matcher):
     def _summed(self, text: Texts) -> Float[Array, "c d"]:
         """Captions at all their offsets, added up."""
         left, length = self._words(text)
-        real, relu = jnp.ones_like(length, bool), jax.nn.relu if not self.eval_pre_relu else (lambda x: x)
-        total = relu(self.text_net(left, real, train=False))
+        real = jnp.ones_like(length, bool)
+        total = self._ending(self.text_net(left, real, train=False))
         if self.position != "shift" or self.is_initializing():
             return total
         net, variables = self.text_net.unbind()
@@ -182,7 +173,7 @@ class Model(Matcher):
         def add(index: Array, total: Array) -> Array:
             offset = index * self.offset_step
             vector: Any = net.apply(variables, placed(left, jnp.full_like(length, offset)), real, train=False)
-            return total + jnp.where((offset + length <= self.positions)[:, None], relu(vector), 0.0)
+            return total + jnp.where((offset + length <= self.positions)[:, None], self._ending(vector), 0.0)
 
         # Long captions fit at few offsets: a batch of them ends early.
         last = (self.positions - jnp.min(length)) // self.offset_step
@@ -192,9 +183,11 @@ class Model(Matcher):
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
 
     def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-        before = self._image(image, train=train)
-        after = jax.nn.relu(before)
-        return self._unit(before if self.eval_pre_relu and not train else after), after
+        if not train:
+            total = self._seen(image)
+            return self._unit(total), jax.nn.relu(total)
+        after = jax.nn.relu(self._image(image, train=True))
+        return self._unit(after), after
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], Float[Array, "c d"]]:
         if not train:
@@ -217,7 +210,10 @@ class Model(Matcher):
                 f"Dual-Path's ranking loss takes one caption an image, not {len(text.id)} of {len(batch.image.id)}; "
                 "set data.captions_per_image=1."
             )
-        anchor = self._unit(jax.nn.relu(self._image(batch.image, train=False)))[:half]
+        first = batch.image._replace(
+            **{name: jax.tree.map(lambda x: x[:half], getattr(batch.image, name)) for name in ("feature", "mask", "id")}
+        )
+        anchor = self._unit(jax.nn.relu(self._image(first, train=False)))
         chosen = jnp.argmax(similarity.dot(anchor, self._unit(jax.nn.relu(self._text(others, train=False)))), axis=1)
         width = max(text.token.shape[1], others.token.shape[1])
         both = [t._replace(token=_wide(t.token, width), mask=_wide(t.mask, width)) for t in (text, others)]

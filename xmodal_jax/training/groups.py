@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,35 +12,39 @@ from jaxtyping import Float, Int
 
 from xmodal_jax.data.pipeline import FeatureReader, image_batches
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.image import image_vector
 from xmodal_jax.matcher import Matcher
+from xmodal_jax.training.step import Initial
 
 ROUNDS = 20
 BLOCK = 4096  # items whose distances to all centres are held at a time
 
 
-def start_state(model_state: Any, model: Matcher, reader: FeatureReader, seed: int) -> Any:
-    """``model_state`` whose collection "groups", where the model has one, says the group of each training image.
+def start_groups(initial: Initial, model: Matcher, reader: FeatureReader, seed: int) -> Initial:
+    """``initial`` whose collection "groups", where the model has one, says the group of each training image.
 
     It is saved with every step, so that a run which goes on has the same groups.
 
     Raises:
-        UsageError: features that cannot be grouped, or fewer images than groups.
+        UsageError: a system within another, or fewer images than groups.
     """
-    if "groups" not in model_state:
-        return model_state
+    if "groups" not in initial.model_state:
+        return initial
     count, images = int(getattr(model, "groups", 0)), reader.count
     if count < 1:
         raise UsageError("Images are grouped for no system within another; set groups of that one to 0.")
     if count > images:
         raise UsageError(f"model.groups {count:,} is more than the {images:,} training images; give fewer.")
-    rows = []
+    variables = {"params": initial.params, **initial.model_state}
+    vector: Any = jax.jit(partial(model.apply, variables, method="vector"))
+    rows, feature = [], []
     for batch in image_batches(reader, 256):
-        if batch.feature[reader.names[0]].ndim > 3:
-            raise UsageError("Images cannot be grouped by their pixels; set --config.model.groups=0.")
-        rows.append(np.asarray(image_vector(batch, reader.names[0]))[np.asarray(batch.id) >= 0])
+        real = np.asarray(batch.id) >= 0  # a picture that is skipped has no row
+        rows.append(np.asarray(batch.id)[real])
+        feature.append(np.asarray(vector(batch))[real])
     print(f"{images:,} training images are grouped into {count:,} classes")
-    return {**model_state, "groups": {"of_image": jnp.asarray(k_means(np.concatenate(rows), count, seed))}}
+    of_image = np.zeros(images, np.int32)
+    of_image[np.concatenate(rows)] = k_means(np.concatenate(feature), count, seed)
+    return initial._replace(model_state={**initial.model_state, "groups": {"of_image": jnp.asarray(of_image)}})
 
 
 @jax.jit

@@ -30,7 +30,7 @@ from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training import bundle, checks, folder, memory, processes, schedules, trackers
 from xmodal_jax.training.checkpoint import Checkpoints, flat, warm_start
-from xmodal_jax.training.groups import start_state
+from xmodal_jax.training.groups import start_groups
 from xmodal_jax.training.lock import Lock
 from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.optim import make_optimiser, path_name
@@ -123,8 +123,7 @@ def setup(config: Config, workdir: Path) -> Parts:
     tell_captions(config, {"train": captions, "dev": dev_captions}, vocabulary, refuse=not resumed)
     if not resumed:
         initial = start_values(config, model, vocabulary, initial)
-        state = start_state(initial.model_state, model, stages[0].pipeline.reader, config.seed)
-        initial = initial._replace(model_state=state)
+        initial = start_groups(initial, model, stages[0].pipeline.reader, config.seed)
 
     for split in (train, dev.split):
         split.check_files()
