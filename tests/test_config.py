@@ -219,6 +219,12 @@ def test_keys_of_a_system_within_a_system_are_held_against_its_own():
         checks.check(config)
 
 
+@pytest.mark.parametrize("key", [key for key in checks.MODEL if not key.startswith("model.") and "*" not in key])
+def test_what_a_system_says_of_its_own_field_goes_before_what_all_say(key):
+    model, _, field = key.partition(".")
+    assert checks.find(f"model.{field}", model) is checks.MODEL[key]
+
+
 def test_fields_of_a_model_file_are_its_own():
     assert checks.find("model.norm", "models/new.py") is None
     assert checks.find("optim.lr", "models/new.py") is not None
