@@ -58,13 +58,13 @@ def linear(size: int, dtype: Any, **options: Any) -> nn.Dense:
 class Side(nn.Module):
     """Attention to the fragments of one side, and what it yields; leading axes broadcast.
 
-    With x a fragment, m the item's global context, h the past, one of (section 3.2 of the paper; w without its bias,
-    which cancels in the softmax):
+    The logit of a fragment x with the item's global context m and the past h is one of (section 3.2 of the paper; w
+    without its bias, which cancels in the softmax)
 
     .. math::
         \\text{joint} \\quad & w \\cdot \\sigma(W_m m + W_x x + W_h h + b) \\\\
-        \\text{product} \\quad & w \\cdot (\\sigma(W_m m + b_m) \\odot \\sigma(W_x x + b_x) \\odot \\sigma(W_h h + b_h)) \\\\
-        \\text{printed} \\quad & w \\cdot (\\sigma(W_m m + b_m) + \\sigma(W_x x + b_x) + \\sigma(W_h h + b_h))
+        \\text{product} \\quad & w \\cdot (s_m \\odot s_x \\odot s_h), \\quad s_v = \\sigma(W_v v + b_v) \\\\
+        \\text{printed} \\quad & w \\cdot (s_m + s_x + s_h)
 
     Attributes:
         form: one of these.
