@@ -54,9 +54,11 @@ def get_config(arg: str | None = None) -> Config:
         config.model.embed_dim, config.model.attention_dim, config.model.similarity_dim = 256, 64, 64
         config.model.hidden_dim = config.model.text_dim = 128
         config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.clip_norm = "adam", 1e-3, 0.0, 2.0
-        config.epochs, config.optim.schedule.at = 12.0, (8.0,)
+        config.data.batch_size = 64
+        config.epochs, config.optim.schedule.at = 4.0, (3.0,)
     if data == "scenes":
         config.model.word_dim = 64
+        config.epochs, config.optim.schedule.at = 12.0, (8.0,)
         config.data.dev_images = 0
     if tiny:
         shrink(config)

@@ -150,6 +150,21 @@ class Pairs(nn.Module):
         self.collect = LSTM(state, dtype=self.dtype)
         self.hidden, self.final = linear(state, self.dtype), linear(1, self.dtype)
 
+    def score(self, image: Item, text: Item) -> Float[Array, "b c"]:
+        """One caption at a time, recomputed in the backward pass: the largest arrays are [B, R, A] and [B, 4H]."""
+        image, text = self.ready(image, text)
+        if scanning():
+            return self.walk(jax.tree.map(lambda leaf: leaf[:, None], image), text)[0]
+        axes: Any = (nn.broadcast, 0)
+        over_captions = nn.scan(
+            nn.remat(Pairs.__call__, prevent_cse=False),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=axes,
+            out_axes=1,
+        )
+        return over_captions(self, (), image, text)[1]
+
     def ready(self, image: Item, text: Item) -> tuple[Item, Item]:
         return self.image.ready(image), self.text.ready(text)
 
@@ -241,19 +256,7 @@ class Model(Matcher):
         return self.pairs.text(word, mask, jnp.take_along_axis(word, last[:, None, None], axis=1)[:, 0])
 
     def score(self, image: Item, text: Item) -> Float[Array, "b c"]:
-        """One caption at a time, recomputed in the backward pass: the largest arrays are [B, R, A] and [B, 4H]."""
-        image, text = self.pairs.ready(image, text)
-        if scanning():
-            return self.pairs.walk(jax.tree.map(lambda leaf: leaf[:, None], image), text)[0]
-        axes: Any = (nn.broadcast, 0)
-        over_captions = nn.scan(
-            nn.remat(Pairs.__call__, prevent_cse=False),
-            variable_broadcast="params",
-            split_rngs={"params": False},
-            in_axes=axes,
-            out_axes=1,
-        )
-        return over_captions(self.pairs, (), image, text)[1]
+        return self.pairs.score(image, text)
 
     def looks(
         self, image: tuple[Item, Any], text: tuple[Item, Any]
