@@ -1,6 +1,7 @@
 """Attention weights against loops and against the scores they belong to; `xmodal attend`; word-region accuracy."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from xmodal_jax import cli, similarity
 from xmodal_jax.errors import DataError, UsageError
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.run import Run
-from xmodal_jax.models import adapt, chan, dvsa, mdan, scan, sgraf, vse
+from xmodal_jax.models import adapt, chan, dvsa, mdan, scan, sgraf, smlstm, vse
 from xmodal_jax.similarity.attention import NORMS
 from xmodal_jax.training.model import example_batch
 from xmodal_jax.types import Batch, Images, Texts
@@ -141,7 +142,7 @@ def test_models_without_attention_say_so():
             apply(model)
     with pytest.raises(UsageError, match='"defrag" matches no word with a region'):
         apply(dvsa.Model(**SIZES, hidden_dim=4, relation="defrag"))
-    assert attend.with_attention() == ["chan", "dvsa", "mdan", "scan", "sgraf"]
+    assert attend.with_attention() == ["chan", "dvsa", "mdan", "scan", "sgraf", "smlstm"]
 
 
 def test_accuracy_of_a_truth_made_by_hand():
@@ -245,11 +246,16 @@ def test_draws_a_picture(folder, tmp_path, capsys):
         looks.draw([pair], tmp_path / "no" / "way.png")
 
 
-def test_steps_are_drawn_each_beside_its_words(folder, tmp_path):
+@pytest.mark.parametrize(
+    "model",
+    [partial(mdan.Model, hidden_dim=8), partial(smlstm.Model, context="mean", hidden_dim=8, text_dim=4, steps=2)],
+    ids=["mdan", "smlstm"],
+)
+def test_steps_are_drawn_each_beside_its_words(model, folder, tmp_path):
     from PIL import Image
 
     run = Run(folder / "run")
-    run.model = mdan.Model(run.facts.vocabulary, 8, 8, 8)
+    run.model = model(vocabulary=run.facts.vocabulary, embed_dim=8, word_dim=8)
     run.evaluator = Evaluator(run.model, batch_size=4)
     attend.check(run)
     split = run.dataset.split("dev")
@@ -279,7 +285,7 @@ def test_refuses_a_run_that_has_nothing_to_show(folder):
     with pytest.raises(DataError, match=r"carries no boxes, .* import it again with SPLIT_boxes\.npy"):
         attend.check(run)
     run.model = vse.Model(**SIZES)
-    with pytest.raises(UsageError, match=r"no attention .*; these have: chan, dvsa, mdan, scan, sgraf"):
+    with pytest.raises(UsageError, match=r"no attention .*; these have: chan, dvsa, mdan, scan, sgraf, smlstm"):
         attend.check(run)
 
 

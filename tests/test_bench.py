@@ -81,6 +81,12 @@ def test_adapt_equals_its_loop(small):
     agree(cases.adapt(None))
 
 
+@pytest.mark.parametrize("hardness", [None, 0.0])
+def test_smlstm_equals_its_loop(hardness, small):
+    pytest.importorskip("torch", reason="torch (extra bench) is not installed")
+    agree(cases.selective(hardness, hidden=16))
+
+
 def test_vse_equals_its_loop(small):
     pytest.importorskip("torch", reason="torch (extra bench) is not installed")
     agree(cases.vse(32, 5))

@@ -203,7 +203,7 @@ needs_onnx = pytest.mark.skipif(bool(LACKING), reason=f"the extra onnx is not in
 
 
 @needs_onnx
-@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa"])
+@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa", "smlstm.py:smlstm"])
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     import onnxruntime as ort  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 

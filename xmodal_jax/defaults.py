@@ -91,6 +91,7 @@ MEANINGS = {
     "weights.hidden": "of the squared distance of both channels' middle layers (2WayNet)",
     "weights.decorrelation": "of the correlation among the units of each middle layer (2WayNet)",
     "weights.variance": "of the sum of 1 / gamma ** 2 over all factors of batch normalisation (2WayNet)",
+    "weights.coverage": "of how unevenly the steps of attention look at a pair's regions and words: lambda (sm-LSTM)",
     "ramps.confusion": "epochs of the stage over which the weight of that loss rises from 0, by 2 / (1 + exp(-10 p)) "
     "- 1 of the share p of them that is done; 0 for all of it at once. So for every loss of `weights`",
     "optim.name": "the update rule; adamw decays beside the gradient, the others in it",

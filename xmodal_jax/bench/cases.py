@@ -124,6 +124,48 @@ def adapt(hardness: float | None) -> Case:
     return Case(function, (region, scale, shift, query), loop=loop, loop_scale=B / few, note=note)
 
 
+def selective(hardness: float | None, few: int = 16, hidden: int = 1024) -> Case:
+    """Scores of sm-LSTM at the widths of its config, or its loss with gradients of all weights, regions and words."""
+    from xmodal_jax.models.smlstm import Pairs
+    from xmodal_jax.training.checkpoint import flat
+
+    sizes, steps = (hidden // 2, hidden, hidden // 4, hidden), 3
+    region, word, length = fragments(B, B)
+    mask, whole = np.arange(W) < length[:, None], unit(np.random.default_rng(1), B, D)
+    pairs = Pairs("joint", "mul", sizes, steps, jnp.dtype("float32"))
+
+    def items(pairs: Any, region: Any, whole: Any, word: Any) -> tuple[Any, Any]:
+        last = jnp.take_along_axis(word, (length - 1)[:, None, None], axis=1)[:, 0]
+        return pairs.image(region, np.ones(region.shape[:2], bool), whole)[0], pairs.text(word, mask, last)[0]
+
+    def trace(pairs: Any, *sides: Any) -> Any:
+        return pairs.score(*items(pairs, *sides))
+
+    shapes: Any = jax.eval_shape(partial(pairs.init, method=trace), jax.random.key(0), region, whole, word)
+    random = np.random.default_rng(2)
+    weights: Any = jax.tree.map(
+        lambda x: random.normal(scale=x.shape[0] ** -0.5, size=x.shape).astype(np.float32), shapes["params"]
+    )
+
+    def score(weights: Any, region: jax.Array, whole: jax.Array, word: jax.Array) -> jax.Array:
+        image, text = pairs.apply({"params": weights}, region, whole, word, method=items)
+        return pairwise(lambda v, *pair: pairs.apply({"params": v}, *pair, method="score"), weights, image, text)
+
+    function = score if hardness is None else jax.value_and_grad(loss_of(score, hardness), argnums=(0, 1, 2, 3))
+
+    def loop() -> Callable[[], Any]:
+        from xmodal_jax.bench import loops
+
+        some = slice(None, None, -(-B // few))  # of all lengths
+        captions = [caption[:n].copy() for caption, n in zip(word[some], length[some], strict=True)]
+        sides = [flat(weights), region, whole]
+        return loops.matcher(loops.selective, sides, captions, {"steps": steps}, margin=MARGIN, hardness=hardness)
+
+    few = min(few, B)
+    note = f"loop on {few} of the {B} captions, scaled per pair"
+    return Case(function, (weights, region, whole, word), loop=loop, loop_scale=B / few, repeat=1, note=note)
+
+
 def vse(size: int, chunk: int = 256) -> Case:
     """VSE++'s loss with gradients of both embeddings, in chunks; the loop holds the matrix and its masks."""
     random = np.random.default_rng(0)
@@ -261,6 +303,9 @@ GROUPS: dict[str, dict[str, Callable[[], Case]]] = {
         "adapt_t2i_forward": partial(adapt, None),
         "adapt_t2i_annealed": partial(adapt, 0.5),
         "adapt_t2i_hardest": partial(adapt, 1.0),
+        "smlstm_forward": partial(selective, None),
+        "smlstm_hardest": partial(selective, 1.0),
+        "smlstm_sum": partial(selective, 0.0),
         "vse_4096": partial(vse, 4096),
         "vse_16384": partial(vse, 16384),
     },
@@ -272,4 +317,5 @@ GROUPS: dict[str, dict[str, Callable[[], Case]]] = {
         **{f"gallery_{size}": partial(growing_gallery, size) for size in (1000, 2000, 5000, 10000, 25000)},
     },
 }
-LOOP_MEMORY = {"scan_t2i_hardest", "vse_4096", "batch_64", "batch_128"}  # rows whose loop's memory is measured, too
+# Rows whose loop's memory is measured, too
+LOOP_MEMORY = {"scan_t2i_hardest", "smlstm_hardest", "vse_4096", "batch_64", "batch_128"}

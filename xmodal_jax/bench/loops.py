@@ -52,6 +52,37 @@ def fovea(image: Tensor, scale: Tensor, shift: Tensor, query: Tensor, *, smooth:
     return torch.stack(columns, dim=1)
 
 
+def selective(
+    weights: dict[str, Tensor], region: Tensor, whole: Tensor, words: Sequence[Tensor], *, steps: int
+) -> Tensor:
+    """Scores [B, C] of regions [B, R, F], whole images [B, F] and captions [W_c, F] by sm-LSTM with the attention
+    "joint" and the local similarity "mul". What of the images no caption changes is computed once."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        product, bias = x @ weights[f"{name}/kernel"], weights.get(f"{name}/bias")
+        return product if bias is None else product + bias
+
+    def see(side: str, key: Tensor, fragment: Tensor, state: Tensor) -> Tensor:
+        hidden = torch.sigmoid(key + linear(state, f"{side}/past")[:, None])  # [B, T, A]
+        weight = torch.softmax((hidden @ weights[f"{side}/weight"])[..., 0], dim=1)
+        attended = torch.bmm(weight[:, None], fragment)[:, 0]
+        return torch.sigmoid(linear(attended, f"{side}/value") + weights[f"{side}/bias"])
+
+    region_key, columns = linear(region, "image/fragment") + linear(whole, "image/context")[:, None], []
+    for caption in words:
+        fragment = caption.expand(len(region), *caption.shape)
+        key = (linear(caption, "text/fragment") + linear(caption[-1], "text/context")).expand(len(region), -1, -1)
+        state = cell = region.new_zeros(len(region), weights["hidden/bias"].shape[0])
+        for _ in range(steps):
+            both = see("image", region_key, region, state) * see("text", key, fragment, state)
+            inputs = linear(both, "similarity") @ weights["collect/input"] + state @ weights["collect/recurrent"]
+            into, forget, new, out = (inputs + weights["collect/bias"]).chunk(4, dim=1)
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(new)
+            state = torch.sigmoid(out) * torch.tanh(cell)
+        columns.append(linear(torch.sigmoid(linear(state, "hidden")), "final")[:, 0])
+    return torch.stack(columns, dim=1)
+
+
 def dot(image: Tensor, text: Tensor) -> Tensor:
     return image @ text.T
 
@@ -70,7 +101,7 @@ def triplet(scores: Tensor, *, margin: float, hardness: float) -> Tensor:
 
 def matcher(
     score: Callable[..., Tensor],
-    sides: Sequence[np.ndarray],
+    sides: Sequence[np.ndarray | dict[str, np.ndarray]],
     words: Sequence[np.ndarray] | None,
     options: dict[str, Any],
     *,
@@ -79,9 +110,16 @@ def matcher(
 ) -> Callable[[], Any]:
     """A run of ``score(*sides, words)``: scores where ``hardness`` is None, else the loss with its gradients."""
     grad = hardness is not None
-    args: list[Any] = [torch.from_numpy(side).requires_grad_(grad) for side in sides]
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).requires_grad_(grad)
+
+    args: list[Any] = [
+        {name: tensor(array) for name, array in side.items()} if isinstance(side, dict) else tensor(side)
+        for side in sides
+    ]
     if words is not None:
-        args.append([torch.from_numpy(array).requires_grad_(grad) for array in words])
+        args.append([tensor(array) for array in words])
 
     def run() -> Any:
         with torch.set_grad_enabled(grad):

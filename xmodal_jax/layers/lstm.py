@@ -28,12 +28,18 @@ class LSTMState(NamedTuple):
     cell: Any  # [C, H]
 
 
-def lstm_cell(state: LSTMState, inputs: Any, matrix: Any) -> tuple[LSTMState, Any]:
-    """The next state after the projected word [C, 4H], and the four gates [C, 4H] after their nonlinearities."""
-    into, forget, new, out = jnp.split(inputs + product(state.hidden, matrix), 4, axis=-1)
+def lstm_gates(cell: Any, inputs: Any) -> tuple[LSTMState, Any]:
+    """The next state from the cell before (0 at the beginning) and the sums [C, 4H] that the four gates read; and the
+    gates [C, 4H] after their nonlinearities."""
+    into, forget, new, out = jnp.split(inputs, 4, axis=-1)
     into, forget, out, new = *map(jax.nn.sigmoid, (into, forget, out)), jnp.tanh(new)
-    cell = forget * state.cell + into * new
+    cell = forget * cell + into * new
     return LSTMState(out * jnp.tanh(cell), cell), jnp.concatenate([into, forget, new, out], axis=-1)
+
+
+def lstm_cell(state: LSTMState, inputs: Any, matrix: Any) -> tuple[LSTMState, Any]:
+    """:func:`lstm_gates` after the projected word [C, 4H]."""
+    return lstm_gates(state.cell, inputs + product(state.hidden, matrix))
 
 
 def _cell_back(live: LSTMState, state: LSTMState, gates: Any, cell: Any, matrix: Any) -> tuple[Any, LSTMState]:

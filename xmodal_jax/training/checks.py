@@ -194,6 +194,9 @@ MODEL = {
     "vse.text": among("gru", "bow"),
     "model.network": among("", *BACKBONES),
     "model.cnn_mode": among(*MODES),
+    "smlstm.attention_form": among("joint", "product", "printed"),
+    "smlstm.local_sim": among("add", "mul"),
+    "smlstm.regulariser": among("squared", "printed"),
     "sco.text": among("lstm", "gru"),
     "sco.fusion": among("gate", "sum", "concept", "context"),
 }
