@@ -179,8 +179,8 @@ class Model(Matcher):
             if number == self.join:
                 return Fragments(out, gate), None
             x = self.shrink(out, gate, number)
-        out = self.layers[3](self.drop(x.reshape(len(x), -1), deterministic=not train))
-        return Fragments(out[:, None], jnp.ones((len(x), 1), bool)), None
+        out = self.layers[3](self.drop(x.reshape(x.shape[0], -1), deterministic=not train))
+        return Fragments(out[:, None], jnp.ones((x.shape[0], 1), bool)), None
 
     def score(self, image: Float[AnyArray, "b d"], text: Fragments) -> Float[Array, "b c"]:
         """The layers that see both. Captions may be cut to their lengths: what lies beyond is zero to each layer."""

@@ -196,7 +196,6 @@ MODEL = {
     "model.cnn_mode": among(*MODES),
     "mcnn.level": among("word", "short", "long", "sentence"),
     "mcnn.padding": among("valid", "same"),
-    "mcnn.widths": Check(lambda value: len(value) == 3 and all(int(x) == x > 0 for x in value), "three numbers from 1"),
     "sco.text": among("lstm", "gru"),
     "sco.fusion": among("gate", "sum", "concept", "context"),
 }
