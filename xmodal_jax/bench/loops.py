@@ -2,6 +2,7 @@
 
 Written from the papers' equations; the order of the work is that of the released code, which is what costs the time:
 for each caption, its words (or its filter) meet the regions of all images of the batch, and attended vectors are built.
+Of m-CNN no code was released: each caption runs its whole network with all images, as the paper draws it.
 Needs torch (extra ``bench``); only the benchmarks import it.
 """
 
