@@ -87,6 +87,12 @@ def test_smlstm_equals_its_loop(hardness, small):
     agree(cases.selective(hardness, hidden=16))
 
 
+@pytest.mark.parametrize("level", ["word", "short", "long", "sentence"])
+def test_mcnn_equals_its_loop(level):
+    pytest.importorskip("torch", reason="torch (extra bench) is not installed")
+    agree(cases.mcnn(level, None if level == "short" else 0.0, 6))
+
+
 def test_vse_equals_its_loop(small):
     pytest.importorskip("torch", reason="torch (extra bench) is not installed")
     agree(cases.vse(32, 5))

@@ -203,7 +203,9 @@ needs_onnx = pytest.mark.skipif(bool(LACKING), reason=f"the extra onnx is not in
 
 
 @needs_onnx
-@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa", "smlstm.py:smlstm"])
+@pytest.mark.parametrize(
+    "spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa", "smlstm.py:smlstm", "mcnn.py:word"]
+)
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     import onnxruntime as ort  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 
@@ -221,6 +223,8 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
         if "r" in sizes:  # such a graph takes padded regions
             width = sizes["r"] - mask.shape[1]
             feed = {key: np.pad(x, [(0, 0), (0, width), (0, 0)][: x.ndim]) for key, x in feed.items()}
+        if name == "encode_text" and "w" in sizes:  # such a graph takes padded words
+            feed = {key: np.pad(x, [(0, 0), (0, sizes["w"] - x.shape[1])]) for key, x in feed.items()}
         outputs: Any = session.run(None, feed)
         return dict(zip([node.name for node in session.get_outputs()], outputs, strict=True))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from xmodal_jax import losses, similarity
 from xmodal_jax.losses import Pairing, chunked
-from xmodal_jax.similarity.pairwise import pairwise
+from xmodal_jax.similarity.pairwise import Block, pairwise
 from xmodal_jax.types import Batch, Fragments, Images, Texts
 
 B, R, D, W = 128, 36, 1024, 20
@@ -71,11 +71,11 @@ def scan_scores(direction: str, region: jax.Array, word: jax.Array, mask: jax.Ar
     return pairwise(score, {}, image, Fragments(word, mask))
 
 
-def loss_of(score: Callable[..., jax.Array], hardness: float) -> Callable[..., jax.Array]:
+def loss_of(score: Callable[..., jax.Array], hardness: float, margin: float = MARGIN) -> Callable[..., jax.Array]:
     def loss(*args: jax.Array) -> jax.Array:
         scores = score(*args)
         positive = similarity.correspondence(jnp.arange(scores.shape[1]), scores.shape[0])
-        return losses.triplet(scores, positive, margin=MARGIN, hardness=hardness)
+        return losses.triplet(scores, positive, margin=margin, hardness=hardness)
 
     return loss
 
@@ -164,6 +164,44 @@ def selective(hardness: float | None, few: int = 16, hidden: int = 1024) -> Case
     few = min(few, B)
     note = f"loop on {few} of the {B} captions, scaled per pair"
     return Case(function, (weights, region, whole, word), loop=loop, loop_scale=B / few, repeat=1, note=note)
+
+
+def mcnn(level: str, hardness: float | None, size: int = B) -> Case:
+    """Scores of m-CNN from features and words, or its loss with gradients of all parameters, at the paper's widths."""
+    from xmodal_jax.models.mcnn import LEVELS, Model
+    from xmodal_jax.training.step import initialise
+
+    features, vocabulary, positions = 4096, 8000, 30
+    random = np.random.default_rng(0)
+    mask = np.arange(positions) < word_counts(random, size)[:, None]
+    token = np.where(mask, random.integers(4, vocabulary, mask.shape), 0).astype(np.int32)
+    feature = np.abs(random.standard_normal((size, features), np.float32))
+    number = np.arange(size, dtype=np.int32)
+    batch = Batch(Images({"global": feature}, mask[:, :1], number), Texts(token, mask, number, number, number))
+    model = Model(vocabulary, level)
+    params = initialise(model, jax.tree.map(lambda leaf: leaf[:1], batch), 0).params
+
+    def score(params: Any, batch: Batch) -> jax.Array:
+        def apply(variables: Any, *args: Any, **options: Any) -> Any:
+            return model.apply({"params": variables}, *args, **options)
+
+        image, _ = apply(params, batch.image, method="encode_image", train=False)
+        text, _ = apply(params, batch.text, method="encode_text", train=False)
+        return pairwise(partial(apply, method="score"), params, image, text, block=Block(128, 1, 32))
+
+    def loop() -> Callable[[], Any]:
+        from xmodal_jax.bench import loops
+
+        join, tree = LEVELS.index(level), jax.tree.map(np.array, params)
+        layers = [tree["image_encoder"], *(tree[f"layers_{i}"] for i in range(4)), tree["final"]]
+        joint = layers[1 + join]
+        joint["kernel"] = np.vstack([joint["kernel"], tree["image_part"]["kernel"]])
+        sides = [feature, tree["embed"]["embedding"], *(layer[name] for layer in layers for name in ("kernel", "bias"))]
+        options = {"token": loops.torch.from_numpy(token).long(), "join": join}
+        return loops.matcher(loops.mcnn, sides, None, options, margin=0.5, hardness=hardness)
+
+    function = score if hardness is None else jax.value_and_grad(loss_of(score, hardness, 0.5))
+    return Case(function, (params, batch), loop=loop, note=f"B = {size}")
 
 
 def vse(size: int, chunk: int = 256) -> Case:
@@ -306,6 +344,8 @@ GROUPS: dict[str, dict[str, Callable[[], Case]]] = {
         "smlstm_forward": partial(selective, None),
         "smlstm_hardest": partial(selective, 1.0),
         "smlstm_sum": partial(selective, 0.0),
+        **{f"mcnn_{level}_forward": partial(mcnn, level, None) for level in ("word", "short", "long", "sentence")},
+        **{f"mcnn_{level}_sum": partial(mcnn, level, 0.0) for level in ("word", "short", "long", "sentence")},
         "vse_4096": partial(vse, 4096),
         "vse_16384": partial(vse, 16384),
     },
@@ -318,4 +358,4 @@ GROUPS: dict[str, dict[str, Callable[[], Case]]] = {
     },
 }
 # Rows whose loop's memory is measured, too
-LOOP_MEMORY = {"scan_t2i_hardest", "smlstm_hardest", "vse_4096", "batch_64", "batch_128"}
+LOOP_MEMORY = {"scan_t2i_hardest", "smlstm_hardest", "mcnn_word_sum", "vse_4096", "batch_64", "batch_128"}

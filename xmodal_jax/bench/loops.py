@@ -2,6 +2,7 @@
 
 Written from the papers' equations; the order of the work is that of the released code, which is what costs the time:
 for each caption, its words (or its filter) meet the regions of all images of the batch, and attended vectors are built.
+Of m-CNN no code was released: each caption runs its whole network with all images, as the paper draws it.
 Needs torch (extra ``bench``); only the benchmarks import it.
 """
 
@@ -80,6 +81,32 @@ def selective(
             cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(new)
             state = torch.sigmoid(out) * torch.tanh(cell)
         columns.append(linear(torch.sigmoid(linear(state, "hidden")), "final")[:, 0])
+    return torch.stack(columns, dim=1)
+
+
+def mcnn(feature: Tensor, table: Tensor, *parameters: Tensor, token: Tensor, join: int) -> Tensor:
+    """Scores [B, C] of image features [B, F] and captions [C, 30], 0 behind their words (m-CNN, valid convolutions).
+
+    ``parameters``: matrix and bias of the image's layer, of three convolutions, of the perceptron's two layers; that of
+    number ``join``, from 0, reads the image behind its window.
+    """
+    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+    (kernel, bias), *layers, hidden, last = pairs
+    image = torch.relu(feature @ kernel + bias)
+    columns = []
+    for ids in token:
+        x = (table[ids] * (ids > 0)[:, None])[None]
+        for number, (kernel, bias) in enumerate(layers):
+            count = x.shape[1] - 2
+            window = torch.cat([x[:, k : k + count] for k in range(3)], dim=2)
+            gate = (window != 0).any(dim=2, keepdim=True)
+            if number == join:
+                window = torch.cat([window.expand(len(image), -1, -1), image[:, None].expand(-1, count, -1)], dim=2)
+            x = (gate * torch.relu(functional.linear(window, kernel.T, bias))).unflatten(1, (-1, 2)).amax(dim=2)
+        whole = x.flatten(1)
+        if join == 3:
+            whole = torch.cat([whole.expand(len(image), -1), image], dim=1)
+        columns.append((torch.relu(whole @ hidden[0] + hidden[1]) @ last[0] + last[1])[:, 0])
     return torch.stack(columns, dim=1)
 
 

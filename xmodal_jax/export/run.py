@@ -86,7 +86,7 @@ def write(
     functions = export_model(model, variables, facts)
     parameters = {name: np.asarray(value) for name, value in flat(variables).items()}
     needed = sorted({name for function in functions.values() for name in function.parameters})
-    most = {"r": facts.regions, "w": facts.words}
+    most = {"r": facts.regions, "w": min(facts.words, model.inputs.most_words or facts.words)}
     graphs = {name: onnx.convert(name, functions, parameters, most) for name in functions} if with_onnx else {}
     pictured = facts.image.get(pixels.NAME, Feature(())).dtype == "uint8"
     if pictured and len(facts.image) == 1:

@@ -335,7 +335,8 @@ class Bundle:
         order = (
             np.argsort(-self.functions.words(text), kind="stable") if self.functions.cuts else np.arange(len(text[0]))
         )
-        b = c = 1024 if not self.functions.cuts and image[0].ndim == 2 else int(PAIRS**0.5)
+        vectors = not self.functions.cuts and all(leaf.ndim == 2 for leaf in (image[0], *text))
+        b = c = 1024 if vectors else int(PAIRS**0.5)
         for rows in batches(np.arange(len(image[0])), b):
             some = [leaf[rows] for leaf in image]
             for columns in batches(order, c):

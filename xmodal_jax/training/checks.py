@@ -197,6 +197,8 @@ MODEL = {
     "smlstm.attention_form": among("joint", "product", "printed"),
     "smlstm.local_sim": among("add", "mul"),
     "smlstm.regulariser": among("squared", "printed"),
+    "mcnn.level": among("word", "short", "long", "sentence"),
+    "mcnn.padding": among("valid", "same"),
     "sco.text": among("lstm", "gru"),
     "sco.fusion": among("gate", "sum", "concept", "context"),
 }
