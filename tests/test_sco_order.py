@@ -311,7 +311,7 @@ def test_two_devices_that_hold_their_own_rows_equal_one():
 def test_what_cannot_be_is_refused():
     batch = example()
     cases = {
-        'shares parameters with an LSTM alone; model.text is "gru"': {"share_words": True, "text": "gru"},
+        'shares parameters with an LSTM alone, and model.text is "gru"': {"share_words": True, "text": "gru"},
         'No start "middle" of a decoder; there are state, input': {"start": "middle"},
     }
     for message, fields in cases.items():

@@ -37,9 +37,9 @@ class Model(sco.Model):
             known.
         start: how v enters the decoder: "state", it is the first hidden state, or "input", a linear map of it is read
             before the first word. Which is [reconstruction].
-        sampling: the probability with which each word that the decoder reads in training, after ``<start>``, is one that
-            it drew itself in place of the caption's (the ablation "sampling": Bengio et al., "Scheduled Sampling for
-            Sequence Prediction with Recurrent Neural Networks", NIPS 2015).
+        sampling: the probability with which each word that the decoder reads in training, after ``<start>``, is one
+            that it drew itself in place of the caption's (the ablation "sampling": Bengio et al., "Scheduled Sampling
+            for Sequence Prediction with Recurrent Neural Networks", NIPS 2015).
         sampling_steps: the probability rises to that in a line over so many steps; 0 for all of it at once. The paper's
             schedule is not known.
     """
