@@ -24,7 +24,7 @@ from xmodal_jax.evaluation.speak import Speaker
 from xmodal_jax.export import functions
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import layout as bundles
-from xmodal_jax.inference.bundle import take
+from xmodal_jax.inference.functions import take
 from xmodal_jax.text.generation import Decoding, allowed_log_probability
 from xmodal_jax.text.vocabulary import START, Vocabulary
 from xmodal_jax.training.model import example_batch, inputs_of, make_model
@@ -138,6 +138,13 @@ def test_exported_scores_are_the_live_ones(spec, tmp_path):
         beam = Decoding("beam", beams=3, longest=6)
         other = Speaker(model, vocabulary, beam, batch_size=4)
         assert m.caption(arrays, mask, decoding=beam) == other.say(variables, image)
+    assert ("glimpses" in m.manifest["functions"]) == model.has("glimpses")
+    if model.has("glimpses"):
+        looks = jax.jit(partial(model.apply, variables, method="glimpses"))(image, text)
+        longest = np.asarray(text.mask).sum(1).max()
+        regions, words = m.glimpses(arrays, sentences, mask)
+        np.testing.assert_allclose(regions, looks[0], atol=1e-6)
+        np.testing.assert_allclose(words, looks[1][..., :longest], atol=1e-6)
     if "attention" in m.manifest["functions"]:
         weight = m.attend(take(images, [0]), [sentences[0]])[0, 0]
         assert weight.shape[0] == 8
@@ -204,7 +211,7 @@ needs_onnx = pytest.mark.skipif(bool(LACKING), reason=f"the extra onnx is not in
 
 
 @needs_onnx
-@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa"])
+@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa", "mdan.py:mdan"])
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     import onnxruntime as ort  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 
