@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from xmodal_jax import cli
+from xmodal_jax.errors import UsageError
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.inference import load
 from xmodal_jax.training import bundle as parts
@@ -122,6 +123,24 @@ def test_a_bundle_attends_as_its_run(folder, tmp_path, capsys):
     assert cli.run([*map(str, argv), "--caption", "red1 Zebra", "--out", str(tmp_path / "a.png")]) == 0
     assert "not in the vocabulary of" in capsys.readouterr().out
     assert Image.open(tmp_path / "a.png").width > 100
+
+
+def test_the_steps_of_a_bundle_look_where_those_of_its_run_do(folder, tmp_path, capsys):
+    assert train("mdan.py:mdan", folder / "data", tmp_path / "run") == 0
+    assert cli.run(["export", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]) == 0
+    run, bundle = Run(tmp_path / "run"), load(tmp_path / "bundle")
+    split = run.dataset.split("test")
+    for caption in ("red1 zebra big0", "red1 " * 70):
+        want = attend.look(run, run.variables(2)[0], split, 3, caption)
+        got = attend.look_by(bundle, split, 3, caption)
+        assert want.steps is not None and got.steps is not None and got.titles == want.titles == ["step 1", "step 2"]
+        np.testing.assert_allclose(got.weight, want.weight, atol=1e-6)
+        np.testing.assert_allclose(got.steps, want.steps, atol=1e-6)
+    argv = ["attend", "--bundle", tmp_path / "bundle", "--data", folder / "data", "--image", "test-1"]
+    assert cli.run([*map(str, argv), "--out", str(tmp_path / "a.png")]) == 0
+    assert Image.open(tmp_path / "a.png").width > 100
+    with pytest.raises(UsageError, match="has no steps that look"):
+        load(folder / "scan.bundle").glimpses(np.zeros((1, 2, 8), np.float32), ["red1"])
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

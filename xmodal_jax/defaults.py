@@ -78,6 +78,8 @@ MEANINGS = {
     "weights.rank": "of the ranking loss; 0 for a system that does not rank, or is trained to by other losses alone",
     "weights.captioning": "of the caption decoder's cross entropy (STT)",
     "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
+    "weights.generation": "of the cross entropy of an image's caption, spoken from its vector (SCO's order learning), "
+    "a mean over the captions where the ranking loss is a sum",
     "weights.instance_image": "of the classification of images, each a class (Dual-Path)",
     "weights.instance_text": "of the classification of their captions (Dual-Path)",
     "weights.modality": "of the modality discriminator's cross entropy, which trains it alone (MTE)",

@@ -108,6 +108,15 @@ class Exporter:
         if self.model.has("attention"):
             with contextlib.suppress(UsageError):  # a variant of the system without any (DeFrag)
                 table["attention"] = self.build(on_pair("attention"), ["weight"], pair_args, limit)
+        if self.model.has("glimpses"):
+            table["glimpses"] = self.build(
+                lambda p, feature, seen, text, read: list(
+                    self.apply(p, self.images(feature, seen), self.texts(text, read), method="glimpses")
+                ),
+                ["weight/region", "weight/word"],
+                lambda scope: (*self.image_args(scope), *self.text_args(scope)),
+                [line for size in "rw" for line in self.limits.get(size, ())],
+            )
         return table | (self.speaking() if self.model.has("begin") else {})
 
     def speaking(self) -> dict[str, Function]:

@@ -34,6 +34,10 @@ def input_names(name: str, functions: Mapping[str, Function]) -> list[str]:
         exported = functions[name].exported
         args, _ = jax.tree.unflatten(exported.in_tree, range(len(exported.in_avals)))
         return [*sorted(args[1]), "mask"]
+    if name == "glimpses":
+        exported = functions[name].exported
+        (_, image, _, text, _), _ = jax.tree.unflatten(exported.in_tree, range(len(exported.in_avals)))
+        return [*sorted(image), "image/mask", *sorted(text), "text/mask"]
     if name == "word":
         return [*(f"state/{leaf}" for leaf in functions[name].leaves[:-1]), "token"]
     return [*output_names("encode_image", functions), *output_names("encode_text", functions)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from xmodal_jax.data.pixels import Reading, transform_in
 from xmodal_jax.errors import CheckpointError, CutWarning, UsageError
-from xmodal_jax.inference import layout, speaking
+from xmodal_jax.inference import layout, looking, speaking
 from xmodal_jax.inference.functions import Embedding, Functions
 from xmodal_jax.inference.pixels import Extracted, are_pictures, extract, extractor_of
 from xmodal_jax.inference.shapes import BATCH, batches, check_features, doubled, pad, real_regions
@@ -45,7 +45,7 @@ class Bundle:
     """A trained matcher, ready for use; :func:`load` makes it.
 
     An embedding holds N items: an array [N, D] where the system has one vector for an item, else a dict of arrays
-    whose first axis is the item. Take some items of it with :func:`take`.
+    whose first axis is the item. Take some items of it with :func:`xmodal_jax.inference.functions.take`.
     """
 
     def __init__(self, path: Path, *, verify: bool = True):
@@ -351,15 +351,20 @@ class Bundle:
         Raises:
             UsageError: a system without attention.
         """
-        if "attention" not in self.functions:
-            raise UsageError(f'The system "{self.system}" has no attention between words and regions.')
-        if isinstance(texts, Sequence):
-            texts = self.embed_texts(texts)
-        return np.asarray(
-            self.functions.call("attention")(
-                self.functions.leaves("image", images), self.functions.leaves("text", texts)
-            )
-        )
+        texts = self.embed_texts(texts) if isinstance(texts, Sequence) else texts
+        return looking.attend(self.functions, self.system, images, texts)
+
+    def glimpses(self, images: Any, texts: Sequence[str], mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Where each of K steps looks in images and in sentences, for a few pairs: [B, C, K, R] and [B, C, K, W].
+
+        Steps look at what the towers read, which no embedding keeps: ``images`` are those of :meth:`embed_images`.
+
+        Raises:
+            UsageError: a system without such steps, or what :meth:`embed_images` and :meth:`tokens` refuse.
+        """
+        looking.check(self.functions, self.system, "glimpses")
+        tokens, vectors = self.tokens(texts), self._text_vectors(texts)
+        return looking.glimpses(self.functions, *self._images(images, mask, None), *tokens, vectors)
 
     # Speaking
 
@@ -392,10 +397,3 @@ class Bundle:
         sources = self._text_batches(ids, lengths, self._text_vectors(texts), order)
         said = speaking.say(self.functions, self.vocabulary, "begin_text", sources, decoding, seed)
         return [said[place] for place in np.argsort(order)]
-
-
-def take(embedding: Embedding, rows: Any) -> Embedding:
-    """The items ``rows`` of an embedding."""
-    if isinstance(embedding, Mapping):
-        return {name: leaf[rows] for name, leaf in embedding.items()}
-    return embedding[rows]

@@ -124,5 +124,12 @@ class Functions:
         return named["embedding"] if list(named) == ["embedding"] else named
 
 
+def take(embedding: Embedding, rows: Any) -> Embedding:
+    """The items ``rows`` of an embedding."""
+    if isinstance(embedding, Mapping):
+        return {name: leaf[rows] for name, leaf in embedding.items()}
+    return embedding[rows]
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -26,7 +26,8 @@ from xmodal_jax.errors import CheckpointError, UsageError, XmodalError
 from xmodal_jax.inference import gallery as galleries
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.arrays import Arrays
-from xmodal_jax.inference.bundle import GREEDY, Bundle, Embedding, load, take
+from xmodal_jax.inference.bundle import GREEDY, Bundle, Embedding, load
+from xmodal_jax.inference.functions import take
 from xmodal_jax.progress import Progress
 from xmodal_jax.training import lock
 from xmodal_jax.training.lock import Lock

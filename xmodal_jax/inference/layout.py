@@ -7,8 +7,8 @@
       text.NAME.npz            makes dense text vectors from sentences, where the system reads such
       backbone.safetensors     the image network that makes features of pictures, where the data were made by one
       parameters.safetensors   what encoding and scoring use, by name
-      encode_image.stablehlo   `jax.export` of each function; also encode_text, score; attention, where there is any;
-                               begin_image, begin_text and word of a system that speaks
+      encode_image.stablehlo   `jax.export` of each function; also encode_text, score; attention or glimpses, where
+                               there are any; begin_image, begin_text and word of a system that speaks
       encode_image.onnx        the same for other runtimes, with `--onnx`
       README.md                the model card
 
@@ -38,7 +38,6 @@ from xmodal_jax.training.bundle import VOCABULARY as VOCABULARY
 
 JSON = 4 << 20  # bytes of a manifest or a config
 CONFIG, CARD = "config.json", "README.md"
-FUNCTIONS = ("encode_image", "encode_text", "score", "attention", "begin_image", "begin_text", "word")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.inference import engines
-from xmodal_jax.inference.bundle import Embedding, take
+from xmodal_jax.inference.functions import Embedding, take
 from xmodal_jax.inference.gallery import Side
 from xmodal_jax.inference.search import PART, Searcher
 from xmodal_jax.progress import Progress

@@ -15,7 +15,8 @@ import numpy as np
 
 from xmodal_jax.errors import UsageError
 from xmodal_jax.inference import engines
-from xmodal_jax.inference.bundle import Bundle, Embedding, take
+from xmodal_jax.inference.bundle import Bundle, Embedding
+from xmodal_jax.inference.functions import take
 from xmodal_jax.inference.gallery import CACHE, Gallery, Side, pooled
 from xmodal_jax.inference.shapes import WORDS
 from xmodal_jax.text.vocabulary import UNKNOWN

@@ -22,7 +22,7 @@ def check(functions: Functions, system: str, function: str) -> None:
         what = "of images" if function == "begin_image" else "of sentences"
         speaks = f", it does of the other kind of item ({other})" if other in functions else ""
         raise UsageError(
-            f'The system "{system}" does not speak {what}{speaks}: it ranks captions that exist. STT speaks.'
+            f'The system "{system}" does not speak {what}{speaks}: it ranks captions that exist. STT and SCO speak.'
         )
 
 

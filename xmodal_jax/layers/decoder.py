@@ -1,4 +1,4 @@
-"""A GRU that speaks: from one vector an item to the logits of its next words."""
+"""A GRU or an LSTM that speaks: from one vector an item to the logits of its next words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.dense import xavier
+from xmodal_jax.layers.lstm import LSTM, LSTMState
 from xmodal_jax.layers.recurrent import StackedGRU
 from xmodal_jax.similarity import AnyArray
+
+STARTS = ("state", "input")
 
 
 class Decoder(nn.Module):
@@ -66,3 +70,52 @@ class Decoder(nn.Module):
         """(states, logits) after one word further."""
         after = self.gru.step(states, word)
         return after, self.project(after[-1])
+
+
+class LSTMDecoder(nn.Module):
+    """An LSTM of H units and a projection with a bias to the vocabulary; words are vectors, as in :class:`Decoder`.
+
+    Attributes:
+        vocabulary: V.
+        word_dim: F, the size of a word's vector.
+        lstm: the layer; that of a sentence encoder shares its parameters. Its type of matrix products is the decoder's.
+        start: how an item's vector [D] enters. "state": it is the hidden state before the first word, D = H, over a
+            cell of zeros. "input": mapped to F numbers, it is read as a word before the first (Vinyals, Toshev, Bengio,
+            Erhan, "Show and Tell", CVPR 2015).
+    """
+
+    vocabulary: int
+    word_dim: int
+    lstm: LSTM
+    start: str = "state"
+
+    def setup(self) -> None:
+        if self.start not in STARTS:
+            raise UsageError(f'No start "{self.start}" of a decoder; there are {", ".join(STARTS)}.')
+        dtype = self.lstm.dtype
+        self.project = nn.Dense(
+            self.vocabulary,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=dtype,
+            dot_general=partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+        )
+        if self.start == "input":
+            self.enter = xavier(self.word_dim, dtype)
+
+    def begin(self, vector: Float[AnyArray, "n d"]) -> LSTMState:
+        """The state before the first word."""
+        state = self.lstm.begin(vector.shape[0])
+        if self.start == "input":
+            return self.lstm.step(state, self.enter(vector))
+        return state._replace(hidden=jnp.asarray(vector, jnp.float32))
+
+    def __call__(
+        self, vector: Float[AnyArray, "n d"], words: Float[AnyArray, "n t f"], mask: Bool[AnyArray, "n t"]
+    ) -> Float[Array, "n t v"]:
+        """Logits after each of the words (teacher forcing); those at padding, which may only follow, mean nothing."""
+        return self.project(self.lstm(words, mask, self.begin(vector)).hidden)
+
+    def step(self, state: LSTMState, word: Float[AnyArray, "n f"]) -> tuple[LSTMState, Float[Array, "n v"]]:
+        """(state, logits) after one word further."""
+        after = self.lstm.step(state, word)
+        return after, self.project(after.hidden)

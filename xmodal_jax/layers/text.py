@@ -52,17 +52,19 @@ class GRUText(nn.Module):
 
 
 class LSTMText(nn.Module):
-    """Caption vector [C, D]: the final output of an LSTM."""
+    """Caption vector [C, D]: the final output of an LSTM; a decoder may share ``embed`` and ``forward``."""
 
     vocabulary: int
     word_dim: int
     size: int
     dtype: jnp.dtype = jnp.dtype("float32")
 
-    @nn.compact
+    def setup(self) -> None:
+        self.embed = WordEmbedding(self.vocabulary, self.word_dim)
+        self.forward = LSTM(self.size, dtype=self.dtype)
+
     def __call__(self, token: Int[AnyArray, "c w"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c d"]:
-        words = WordEmbedding(self.vocabulary, self.word_dim, name="embed")(token)
-        return last_state(LSTM(self.size, dtype=self.dtype, name="forward")(words, mask).hidden, mask)
+        return last_state(self.forward(self.embed(token), mask).hidden, mask)
 
 
 class BagOfWords(nn.Module):

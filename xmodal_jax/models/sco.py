@@ -3,7 +3,7 @@
 Huang, Wu, Song, Wang, "Learning Semantic Concepts and Order for Image and Sentence Matching", CVPR 2018 (arXiv
 1712.02036). No code was released. The image feature ``concept`` holds probabilities of words, which
 `xmodal data concepts` trains from captions, or any tagger's, which `xmodal data attach` takes. The paper's order
-learning, a decoder that speaks from the same vector v, is not here: it would start from :meth:`Model.fuse`.
+learning, a decoder that speaks from the same vector v, is :mod:`xmodal_jax.models.sco_order`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Model(Matcher):
     def unit(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
         return similarity.l2_normalise(x.astype(jnp.float32))
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], Any]:
         return similarity.l2_normalise(self.fuse(image)), None
 
     def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:

@@ -16,7 +16,7 @@ import numpy as np
 from xmodal_jax.data.pictures import LARGE, read_picture
 from xmodal_jax.errors import DataError, XmodalError
 from xmodal_jax.inference import layout
-from xmodal_jax.inference.bundle import take
+from xmodal_jax.inference.functions import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
 from xmodal_jax.inference.search import Hit, Searcher
 from xmodal_jax.inference.shapes import SIZES, WORDS

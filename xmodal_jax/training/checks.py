@@ -12,6 +12,7 @@ from xmodal_jax import losses
 from xmodal_jax.data import pixels
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.backbones import BACKBONES, MODES
+from xmodal_jax.layers.decoder import STARTS
 from xmodal_jax.layers.recurrent import CELLS
 from xmodal_jax.similarity import FOVEAS, MATCH_POOLS, NORMS, POOLS
 from xmodal_jax.training.parallel import RUNNERS
@@ -199,8 +200,11 @@ MODEL = {
     "smlstm.regulariser": among("squared", "printed"),
     "mcnn.level": among("word", "short", "long", "sentence"),
     "mcnn.padding": among("valid", "same"),
-    "sco.text": among("lstm", "gru"),
-    "sco.fusion": among("gate", "sum", "concept", "context"),
+    "sco*.text": among("lstm", "gru"),
+    "sco*.fusion": among("gate", "sum", "concept", "context"),
+    "sco_order.start": among(*STARTS),
+    "sco_order.sampling": Check(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "sco_order.sampling_steps": FROM_0,
 }
 
 

@@ -122,10 +122,10 @@ def look_by(bundle: Bundle, split: Split, row: int, caption: str) -> Pair:
     Raises:
         UsageError: a system without attention in its bundle, data without what it reads, or a caption without a word.
     """
-    if "attention" not in bundle.functions:
+    if not ("attention" in bundle.functions or "glimpses" in bundle.functions):
         raise UsageError(
-            f"{bundle.path} has no attention between words and regions. Where a system's steps look is drawn from its "
-            "run folder: give --workdir."
+            f"{bundle.path} has no attention between words and regions; these systems have: "
+            f"{', '.join(with_attention())}. A bundle from before they brought it is to be exported again."
         )
     item = split.read([row])[0]
     missing = [name for name in bundle.features if name not in item.features]
@@ -134,22 +134,29 @@ def look_by(bundle: Bundle, split: Split, row: int, caption: str) -> Pair:
     words = bundle.split(caption)
     if not words:
         raise UsageError('The caption has no word; give one: --caption "two red squares".')
-    image = bundle.embed_images({name: np.asarray(item.features[name])[None] for name in bundle.features})
-    text = bundle.embed_texts([caption])
+    features = {name: np.asarray(item.features[name])[None] for name in bundle.features}
+    image, text = bundle.embed_images(features), bundle.embed_texts([caption])
     words = words[: bundle.length(caption) - 2]
     if bundle.cut(caption):
         print(f"The caption is longer than {max(bundle.lengths)} tokens and was cut after {len(words)} words.")
     strange, boxes = set(bundle.unknown(caption)), np.asarray(item.boxes, np.float32)
+    real, spoken = slice(len(boxes)), slice(1, 1 + len(words))
+    if "attention" in bundle.functions:
+        weight, steps = bundle.attend(image, text)[0, 0][real, spoken], None
+    else:
+        regions, steps = (side[0, 0] for side in bundle.glimpses(features, [caption]))
+        weight, steps = regions[:, real].T, steps[:, spoken]
     return Pair(
         item.id,
         caption,
         float(bundle.score(image, text)[0, 0]),
         words,
         [word not in strange for word in words],
-        bundle.attend(image, text)[0, 0][: len(boxes), 1 : 1 + len(words)],
+        weight,
         boxes,
         item.picture,
         tuple(split.sizes[row].tolist()),
+        steps,
     )
 
 

@@ -62,13 +62,14 @@ def config_page() -> str:
 
 
 def attributes(model: type) -> dict[str, str]:
-    """What a model's class documents of each of its fields."""
-    _, _, text = (inspect.getdoc(model) or "").partition("Attributes:\n")
+    """What a model's class, and those that it extends, document of each of its fields."""
     found: dict[str, str] = {}
-    for entry in re.findall(r"^ {4}(\S.*(?:\n {8}.*)*)", text, re.MULTILINE):
-        names, _, meaning = " ".join(entry.split()).partition(": ")
-        meaning = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", meaning).replace("``", "`").rstrip(".")
-        found |= dict.fromkeys(names.split(", "), meaning)
+    for part in reversed(model.__mro__):
+        _, _, text = (inspect.getdoc(part) or "").partition("Attributes:\n")
+        for entry in re.findall(r"^ {4}(\S.*(?:\n {8}.*)*)", text, re.MULTILINE):
+            names, _, meaning = " ".join(entry.split()).partition(": ")
+            meaning = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", meaning).replace("``", "`").rstrip(".")
+            found |= dict.fromkeys(names.split(", "), meaning)
     return found
 
 
