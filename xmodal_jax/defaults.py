@@ -78,6 +78,7 @@ MEANINGS = {
     "weights.rank": "of the ranking loss; 0 for a system that does not rank, or is trained to by other losses alone",
     "weights.captioning": "of the caption decoder's cross entropy (STT)",
     "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
+    "weights.paraphrase_ranking": "of the ranking of captions by further captions of their image (STT with attention)",
     "weights.instance_image": "of the classification of images, each a class (Dual-Path)",
     "weights.instance_text": "of the classification of their captions (Dual-Path)",
     "weights.modality": "of the modality discriminator's cross entropy, which trains it alone (MTE)",
