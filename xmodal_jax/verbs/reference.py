@@ -62,9 +62,9 @@ def config_page() -> str:
 
 
 def attributes(model: type) -> dict[str, str]:
-    """What a model's class documents of each of its fields."""
+    """What a model's class, and those that it extends, document of each of its fields."""
+    found = attributes(model.__bases__[0]) if model.__bases__ else {}
     _, _, text = (inspect.getdoc(model) or "").partition("Attributes:\n")
-    found: dict[str, str] = {}
     for entry in re.findall(r"^ {4}(\S.*(?:\n {8}.*)*)", text, re.MULTILINE):
         names, _, meaning = " ".join(entry.split()).partition(": ")
         meaning = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", meaning).replace("``", "`").rstrip(".")
