@@ -29,8 +29,9 @@ def get_config(arg: str | None = None) -> Config:
         config.model.unit_start, config.model.margin = True, config.loss.margin  # as in the released code's model
         config.weights.paraphrase_ranking = float(config.data.batch_size)
     config.data.lengths = (24, 64)  # a compilation of the scores each; the decoder's loss takes longer for padding
-    if data == "scenes":
-        config.loss.warmup_epochs = 1.0
+    if data == "scenes":  # as SCAN's
+        config.epochs, config.loss.warmup_epochs = 8.0, 1.0
+        config.optim.schedule.at = (5.0, 7.0)
         config.data.lengths = (24,)
     if tiny:
         config.data.lengths = (16,)

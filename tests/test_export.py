@@ -203,7 +203,7 @@ needs_onnx = pytest.mark.skipif(bool(LACKING), reason=f"the extra onnx is not in
 
 
 @needs_onnx
-@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa"])
+@pytest.mark.parametrize("spec", ["vse.py:vsepp", "scan.py:t2i_lse", "dvsa.py:dvsa", "stt_att.py:stt_att"])
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
     import onnxruntime as ort  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 
@@ -232,11 +232,12 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
 
 
 @needs_onnx
-def test_what_speaks_says_the_same_in_onnx(tmp_path):
+@pytest.mark.parametrize("spec", ["stt.py:stt", "stt_att.py:stt_att"])
+def test_what_speaks_says_the_same_in_onnx(spec, tmp_path):
     """The first states and the logits of a word equal JAX's, and greedy sentences come out word for word."""
     import onnxruntime as ort  # pyright: ignore[reportMissingImports]  (on 3.11 alone)
 
-    config, vocabulary, model, features, facts, variables = build("stt.py:stt")
+    config, vocabulary, model, features, facts, variables = build(spec)
     assert vocabulary is not None
     parts = {"config": config, "model": model, "variables": variables, "facts": facts}
     export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, with_onnx=True, **parts)
