@@ -220,6 +220,7 @@ needs_onnx = pytest.mark.skipif(bool(LACKING), reason=f"the extra onnx is not in
         "smlstm.py:smlstm",
         "mcnn.py:word",
         "mdan.py:mdan",
+        "stt_att.py:stt_att",
     ],
 )
 def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
@@ -252,7 +253,10 @@ def test_onnx_finds_what_the_bundle_finds(spec, tmp_path):
 
 
 @needs_onnx
-@pytest.mark.parametrize(("spec", "begins"), [("stt.py:stt", ("image", "text")), ("sco.py:sco", ("image",))])
+@pytest.mark.parametrize(
+    ("spec", "begins"),
+    [("stt.py:stt", ("image", "text")), ("stt_att.py:stt_att", ("image", "text")), ("sco.py:sco", ("image",))],
+)
 def test_what_speaks_says_the_same_in_onnx(spec, begins, tmp_path):
     """The first states and the logits of a word equal JAX's, and greedy sentences come out word for word."""
     import onnxruntime as ort  # pyright: ignore[reportMissingImports]  (on 3.11 alone)

@@ -1,5 +1,6 @@
 """STT against arrays of the original TensorFlow code: embeddings, logits, losses, gradients, clipping, an Adam step,
-greedy sentences; then padding, devices, layers, both cells, and a speaker that learns four captions."""
+greedy sentences, with attention and without; then, of the system without, padding, devices, layers, both cells, and a
+speaker that learns four captions."""
 
 import json
 import re
@@ -16,6 +17,7 @@ from conftest import GOLDEN
 
 from xmodal_jax import config, losses
 from xmodal_jax.errors import UsageError
+from xmodal_jax.models import stt_att
 from xmodal_jax.models.stt import Model
 from xmodal_jax.text.generation import Decoding, generate
 from xmodal_jax.text.vocabulary import END, START
@@ -25,20 +27,36 @@ from xmodal_jax.training.step import Initial, Objective, make_state, train_step
 from xmodal_jax.types import Batch, Images, Inputs, Texts
 
 SEQ = "dynamic_seq2seq"
-NAMES = {  # our parameter -> the original's name
+COMMON = {  # our parameter -> the original's name
     "image_encoder/kernel": "image_embedding/weights",
     "image_encoder/bias": "image_embedding/biases",
-    "text_projection/kernel": "text_embedding/weights",
-    "text_projection/bias": "text_embedding/biases",
     "embed/embedding": "embeddings/embedding_share",
     "decoder/project/kernel": f"{SEQ}/decoder/output_projection/kernel",
-    **{
-        f"{ours}/layer_0/{gate}_{kind}": f"{SEQ}/{theirs}/multi_rnn_cell/cell_0/gru_cell/{gate}/{kind}"
-        for ours, theirs in (("text_encoder", "encoder/rnn"), ("decoder/gru", "decoder"))
-        for gate in ("gates", "candidate")
-        for kind in ("kernel", "bias")
+}
+PROJECTION = {"text_projection/kernel": "text_embedding/weights", "text_projection/bias": "text_embedding/biases"}
+DECODER = {"decoder/gru/layer_0": "decoder/multi_rnn_cell/cell_0/gru_cell"}
+GRUS = {
+    "stt": {"text_encoder/layer_0": "encoder/rnn/multi_rnn_cell/cell_0/gru_cell", **DECODER},
+    "stt_att": {
+        "text_encoder/forward": "bidirectional_rnn/fw/fwd_gru",
+        "text_encoder/backward": "bidirectional_rnn/bw/bwd_gru",
+        **DECODER,
     },
 }
+# The norm that the original clips the word table by, over that of its whole gradient
+SHARED = {"stt": 2.449 / 2.565, "stt_att": 0.907}
+
+
+def names_of(system):
+    cells = {
+        f"{ours}/{gate}_{kind}": f"{SEQ}/{theirs}/{gate}/{kind}"
+        for ours, theirs in GRUS[system].items()
+        for gate in ("gates", "candidate")
+        for kind in ("kernel", "bias")
+    }
+    return COMMON | cells | (PROJECTION if system == "stt" else {})
+
+
 # The original's ids 0 <unk>, 1 <s>, 2 </s>, 3 the first word: ours but for <unk>, which changes places with that word.
 OURS = np.arange(24)
 OURS[[0, 3]] = 3, 0
@@ -65,11 +83,13 @@ def texts(token, length, rows):
 
 
 class Golden:
-    def __init__(self):
-        self.arrays = np.load(GOLDEN / "stt.npz")
+    """The batch, the parameters and the results of the original "stt" or "stt_att"."""
+
+    def __init__(self, system):
+        self.arrays, self.system, self.names = np.load(GOLDEN / "stt.npz"), system, names_of(system)
         self.options = json.loads(str(self.arrays["meta"]))["options"]
         self.params = {}
-        for path, name in NAMES.items():
+        for path, name in self.names.items():
             *parents, last = path.split("/")
             node = self.params
             for key in parents:
@@ -78,20 +98,20 @@ class Golden:
         rows = np.arange(6, dtype=np.int32)
         said = OURS[self.arrays["in/decoder_input_id"]], OURS[self.arrays["in/decoder_target_id"]]
         target = np.concatenate([said[0][:, :1], said[1]], axis=1)
+        self.model = {"stt": Model, "stt_att": stt_att.Model}[system](24, embed_dim=8, word_dim=6)
         self.batch: Any = Batch(
-            Images({"global": self["in/image"]}, np.ones((6, 1), bool), rows),
+            Images({self.model.feature: self["in/image"]}, np.ones((6, 1 if system == "stt" else 5), bool), rows),
             texts(OURS[self.arrays["in/encoder_id"]], self.arrays["in/encoder_length"], rows),
             texts(target, self.arrays["in/decoder_length"] + 1, rows),
         )
-        self.model = Model(24, embed_dim=8, word_dim=6)
 
     def __getitem__(self, name):
-        return self.arrays[f"stt/{name}"]
+        return self.arrays[f"{self.system}/{name}"]
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return Golden()
+@pytest.fixture(scope="module", params=["stt", "stt_att"])
+def golden(request):
+    return Golden(request.param)
 
 
 def total(params, model, batch, options):
@@ -109,7 +129,7 @@ def stepped(golden):
 
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(params, feature):
-        batch = golden.batch._replace(image=golden.batch.image._replace(feature={"global": feature}))
+        batch = golden.batch._replace(image=golden.batch.image._replace(feature={golden.model.feature: feature}))
         return total(params, golden.model, batch, golden.options)
 
     return jax.jit(run)(golden.params, golden["in/image"])
@@ -117,22 +137,31 @@ def stepped(golden):
 
 def test_names_are_all_parameters(golden):
     variables = jax.eval_shape(golden.model.init, jax.random.key(0), golden.batch)
-    assert named(jax.tree.map(lambda x: np.zeros(x.shape), variables["params"])).keys() == NAMES.keys()
+    assert named(jax.tree.map(lambda x: np.zeros(x.shape), variables["params"])).keys() == golden.names.keys()
 
 
 def test_embeddings_scores_and_logits(golden):
     @jax.jit
     def run(params, batch):
         bound = golden.model.bind({"params": params})
-        image, _ = bound.encode_image(batch.image, train=False)
-        text, _ = bound.encode_text(batch.text, train=False)
+        (image, seen), (text, read) = (
+            bound.encode_image(batch.image, train=False),
+            bound.encode_text(batch.text, train=False),
+        )
         words, mask = bound.embed(batch.target.token[:, :-1]), batch.target.mask[:, 1:]
-        return image, text, bound.score(image, text), *(bound.decoder(x, words, mask) for x in (image, text))
+        logits = [bound.decoder(start, words, mask) for start in (seen, read)]
+        return image, text, seen, read, bound.score(image, text), logits
 
-    image, text, scores, *logits = map(np.asarray, run(golden.params, golden.batch))
-    close(image, golden["out/image"])
-    close(text, golden["out/text"])
-    close(scores, golden["out/image"] @ golden["out/text"].T)
+    image, text, seen, read, scores, logits = jax.tree.map(np.asarray, run(golden.params, golden.batch))
+    close(seen, golden["out/image"])
+    close(read, golden["out/text"])
+    if golden.system == "stt":
+        close(scores, golden["out/image"] @ golden["out/text"].T)
+    else:
+        close(image["region"].feature, golden["out/region"])
+        words = golden["out/word"][golden.batch.text.mask]  # before they are normalised
+        close(text["word"].feature[golden.batch.text.mask], words / np.linalg.norm(words, axis=-1, keepdims=True))
+        close(scores, golden["out/score"])
     mask = golden.batch.target.mask[:, 1:]
     for name, got in zip(("image", "text"), logits, strict=True):
         close(got[mask], golden[f"out/{name}_logits"].swapaxes(0, 1)[..., OURS][mask])
@@ -144,7 +173,7 @@ def test_losses_and_gradients(golden, stepped):
         close(terms[name], golden[f"loss/{theirs}"], 2e-5)
     close(loss, golden["loss/total"], 2e-5)
     for path, grad in named(grads).items():
-        close(grad, ours(path, golden[f"grad/{NAMES[path]}"]), 5e-5)
+        close(grad, ours(path, golden[f"grad/{golden.names[path]}"]), 5e-5)
     close(feature, golden["grad/in/image"], 5e-5)
 
 
@@ -153,13 +182,15 @@ def test_each_tensor_is_clipped_by_itself(golden, stepped):
     limit = golden.options["clip"]
     clipped, _ = clip_by_tensor_norm(limit).update(grads, optax.EmptyState())
     for path, grad in named(clipped).items():
-        expected = ours(path, golden[f"clipped/{NAMES[path]}"])
+        expected = ours(path, golden[f"clipped/{golden.names[path]}"])
         if path == "embed/embedding":  # the original adds up the squares of a word's gradients before the gradients
-            factor = golden[f"clip_norm/{NAMES[path]}"] / np.linalg.norm(named(grads)[path])
-            assert factor == pytest.approx(2.449 / 2.565, abs=1e-3)
+            factor = golden[f"clip_norm/{golden.names[path]}"] / np.linalg.norm(named(grads)[path])
+            assert factor == pytest.approx(SHARED[golden.system], abs=1e-3)
             grad = grad / factor
         else:
-            assert np.linalg.norm(named(grads)[path]) == pytest.approx(golden[f"clip_norm/{NAMES[path]}"], rel=1e-4)
+            assert np.linalg.norm(named(grads)[path]) == pytest.approx(
+                golden[f"clip_norm/{golden.names[path]}"], rel=1e-4
+            )
         close(grad, expected, 5e-5)
 
 
@@ -171,9 +202,11 @@ def test_one_adam_step(golden, stepped):
     optimiser = optax.chain(clip_by_tensor_norm(golden.options["clip"]), adam)
     updates, _ = optimiser.update(grads, optimiser.init(golden.params), golden.params)
     for path, new in named(optax.apply_updates(golden.params, updates)).items():
-        sure = np.abs(ours(path, golden[f"clipped/{NAMES[path]}"])) > 1e-5
+        sure = np.abs(ours(path, golden[f"clipped/{golden.names[path]}"])) > 1e-5
         assert sure.any()
-        np.testing.assert_allclose(new[sure], ours(path, golden[f"step/{NAMES[path]}"])[sure], rtol=0, atol=1e-2 * rate)
+        np.testing.assert_allclose(
+            new[sure], ours(path, golden[f"step/{golden.names[path]}"])[sure], rtol=0, atol=1e-2 * rate
+        )
 
 
 def speak(model, params, source, decoding):
@@ -193,13 +226,14 @@ def test_greedy_sentences(golden, side):
 
 
 @pytest.mark.parametrize("absolute", ["", "_abs"])
-def test_similarity_loss_alone(golden, absolute):
+def test_similarity_loss_alone(absolute):
     """Without mining the original leaves the diagonal in, which adds the margin once a pair and direction."""
-    image, text = (np.abs(x) if absolute else x for x in (golden.arrays["sim/in/image"], golden.arrays["sim/in/text"]))
-    positive, margin = np.eye(7, dtype=bool), golden.options["margin"]
+    arrays = np.load(GOLDEN / "stt.npz")
+    image, text = (np.abs(x) if absolute else x for x in (arrays["sim/in/image"], arrays["sim/in/text"]))
+    positive, margin = np.eye(7, dtype=bool), json.loads(str(arrays["meta"]))["options"]["margin"]
     hardest, plain = (losses.triplet(image @ text.T, positive, margin=margin, hardness=h) for h in (1, 0))
-    close(hardest, golden.arrays[f"sim/cosine{absolute}/hardest/total"], 2e-5)
-    close(plain + 2 * 7 * margin, golden.arrays[f"sim/cosine{absolute}/all_with_diagonal/total"], 2e-5)
+    close(hardest, arrays[f"sim/cosine{absolute}/hardest/total"], 2e-5)
+    close(plain + 2 * 7 * margin, arrays[f"sim/cosine{absolute}/all_with_diagonal/total"], 2e-5)
 
 
 def example(images=4, captions=2, width=6, vocabulary=12, seed=0) -> Any:

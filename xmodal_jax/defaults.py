@@ -80,6 +80,7 @@ MEANINGS = {
     "weights.paraphrasing": "of the paraphrase decoder's cross entropy (STT)",
     "weights.generation": "of the cross entropy of an image's caption, spoken from its vector (SCO's order learning), "
     "a mean over the captions where the ranking loss is a sum",
+    "weights.paraphrase_ranking": "of the ranking of captions by further captions of their image (STT with attention)",
     "weights.instance_image": "of the classification of images, each a class (Dual-Path)",
     "weights.instance_text": "of the classification of their captions (Dual-Path)",
     "weights.modality": "of the modality discriminator's cross entropy, which trains it alone (MTE)",

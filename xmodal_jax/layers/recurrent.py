@@ -347,13 +347,20 @@ class BiGRU(nn.Module):
     size: int
     bidirectional: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")
+    cell: str = "pytorch"
 
     @nn.compact
+    def directions(self, words: Float[AnyArray, "c w f"], mask: Bool[AnyArray, "c w"]) -> list[Float[Array, "c w d"]]:
+        """The states of each direction, forward first."""
+        names = ("forward", "backward") if self.bidirectional else ("forward",)
+        return [
+            GRU(self.size, reverse=name == "backward", dtype=self.dtype, cell=self.cell, name=name)(words, mask)
+            for name in names
+        ]
+
     def __call__(self, words: Float[AnyArray, "c w f"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c w d"]:
-        states = GRU(self.size, dtype=self.dtype, name="forward")(words, mask)
-        if self.bidirectional:
-            states = (states + GRU(self.size, reverse=True, dtype=self.dtype, name="backward")(words, mask)) / 2
-        return jnp.where(jnp.asarray(mask)[..., None], states, 0.0)
+        states = self.directions(words, mask)
+        return jnp.where(jnp.asarray(mask)[..., None], sum(states[1:], start=states[0]) / len(states), 0.0)
 
 
 def last_state(states: Float[AnyArray, "c w h"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c h"]:

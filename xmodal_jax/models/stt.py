@@ -60,21 +60,24 @@ class Model(Matcher):
         self.decoder = Decoder(self.vocabulary, self.embed_dim, self.layers, self.cell, dtype)
         self.text_encoder = StackedGRU(self.embed_dim // self.layers, self.layers, dtype, self.cell)
 
-    def encode_image(self, image: Images, *, train: bool) -> tuple[Float[Array, "b d"], None]:
-        return similarity.l2_normalise(self.image_encoder(image_vector(image, self.feature)).astype(jnp.float32)), None
+    def encode_image(self, image: Images, *, train: bool) -> tuple[Any, Float[Array, "b d"]]:
+        """The representation, and what the decoder starts from: the same vector here."""
+        vector = similarity.l2_normalise(self.image_encoder(image_vector(image, self.feature)).astype(jnp.float32))
+        return vector, vector
 
-    def encode_text(self, text: Texts, *, train: bool) -> tuple[Float[Array, "c d"], None]:
+    def encode_text(self, text: Texts, *, train: bool) -> tuple[Any, Float[Array, "c d"]]:
         states = self.text_encoder(self.embed(text.token), text.mask)
         sentence = jnp.concatenate([last_state(layer, text.mask) for layer in states], axis=-1)
-        return similarity.l2_normalise(self.text_projection(sentence).astype(jnp.float32)), None
+        vector = similarity.l2_normalise(self.text_projection(sentence).astype(jnp.float32))
+        return vector, vector
 
-    def score(self, image: Float[AnyArray, "b d"], text: Float[AnyArray, "c d"]) -> Float[Array, "b c"]:
+    def score(self, image: Any, text: Any) -> Float[Array, "b c"]:
         return similarity.dot(image, text)
 
     def aux(self, batch: Batch, image: Any, text: Any, *, train: bool) -> dict[str, jax.Array]:
         """Cross entropy of the further captions, spoken from the images ("captioning") and from the captions
         ("paraphrasing"): summed over tokens, averaged over the captions that count."""
-        (images, _), (captions, _) = image, text
+        (_, images), (_, captions) = image, text
         sources = jnp.concatenate([images[batch.text.row], captions])
         target = batch.target
         assert target is not None  # `inputs` asks for it
@@ -89,8 +92,8 @@ class Model(Matcher):
 
     def begin(self, source: Images | Texts) -> tuple[jax.Array, ...]:
         if isinstance(source, Images):
-            return self.decoder.begin(self.encode_image(source, train=False)[0])
-        return self.decoder.begin(self.encode_text(source, train=False)[0])
+            return self.decoder.begin(self.encode_image(source, train=False)[1])
+        return self.decoder.begin(self.encode_text(source, train=False)[1])
 
     def word(
         self, carry: tuple[Float[AnyArray, "n s"], ...], token: Int[AnyArray, " n"]

@@ -145,8 +145,10 @@ def make(
     seed: int = 0,
     facts: Mapping[str, str] = MappingProxyType({}),
     pictures: Mapping[str, Path] = MappingProxyType({}),
+    further: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write ``root/report.md`` on an evaluation, with ``facts`` and ``pictures`` of the caller's last."""
+    """Write ``root/report.md`` on an evaluation, with ``facts``, ``pictures`` and ``further`` sections of the caller's
+    last."""
     captions = run.captions(split.name)
     places = [root / f"{name}.png" for name in ("curves", "ranks", "retrieved")]
     examples = retrieve(
@@ -166,11 +168,21 @@ def make(
     names = ("Learning curves", "Ranks, scores and errors", "Retrieved examples")
     markdown = table.to_markdown(ranking.table(), title="Recall, and that of a random ranking:", chance=True)
     drawn = {**dict(zip(names, places, strict=True)), **pictures}
-    write_report(root / "report.md", title=title, table=markdown, facts={**known, **facts}, pictures=drawn)
+    facts = {**known, **facts}
+    write_report(root / "report.md", title=title, table=markdown, facts=facts, pictures=drawn, further=further)
 
 
-def write_report(path: Path, *, title: str, table: str, facts: dict[str, str], pictures: dict[str, Path]) -> None:
-    """The Markdown page; picture links are relative to it."""
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    table: str,
+    facts: Mapping[str, str],
+    pictures: Mapping[str, Path],
+    further: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """The Markdown page; picture links are relative to it, ``further`` sections are Markdown."""
     parts = [f"# {title}", table, "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items())]
     parts += [f"## {name}\n\n![{name}]({file.relative_to(path.parent)})" for name, file in pictures.items()]
+    parts += [f"## {name}\n\n{section}" for name, section in further.items()]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -162,6 +162,7 @@ MODEL = {
     "model.temperature": ABOVE_0,
     "model.lse": ABOVE_0,
     "model.scale": FROM_0,
+    "model.margin": FROM_0,
     "model.bias": FINITE,
     "model.dtype": among("float32", "bfloat16", "float16"),
     "model.direction": among("t2i", "i2t"),

@@ -85,16 +85,22 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def to_html(title: str, lead: str, sections: Iterable[Section], figure: str = "") -> str:
-    """One file: no script, no request; ``figure`` is SVG that goes after the lead."""
+def page_of(title: str, lead: str, body: Iterable[str]) -> str:
+    """One file with a heading, a first paragraph and the parts of its body: no script, no request."""
     rule = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     parts = [
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>',
         f'<meta http-equiv="Content-Security-Policy" content="{rule}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n<p class=first>{html.escape(lead)}</p>",
-        figure,
+        *body,
     ]
+    return "\n".join(filter(None, parts)) + "\n</html>\n"
+
+
+def to_html(title: str, lead: str, sections: Iterable[Section], figure: str = "") -> str:
+    """The page of some tables; ``figure`` is SVG that goes after the lead."""
+    parts = [figure]
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
         if section.rows:
@@ -108,7 +114,7 @@ def to_html(title: str, lead: str, sections: Iterable[Section], figure: str = ""
             parts.append("\n".join([f"<div><table>\n<tr>{head}", *body, "</table></div>"]))
         if section.note:
             parts.append(f"<p>{html.escape(section.note)}</p>")
-    return "\n".join(filter(None, parts)) + "\n</html>\n"
+    return page_of(title, lead, parts)
 
 
 def _cells(tag: str, section: Section, row: Sequence[str], picture: str | None) -> str:
@@ -118,7 +124,7 @@ def _cells(tag: str, section: Section, row: Sequence[str], picture: str | None) 
     return "".join(cells if picture is None else [f"<{tag}>{picture}</{tag}>", *cells])
 
 
-def embedded(path: Path | None) -> str:
+def embedded(path: Path | None, side: int = SIDE) -> str:
     """A small copy of a picture inside an ``img`` element; nothing where there is none that can be read."""
     if path is None:
         return ""
@@ -127,7 +133,7 @@ def embedded(path: Path | None) -> str:
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
-            small.thumbnail((SIDE, SIDE))
+            small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""
     file = io.BytesIO()

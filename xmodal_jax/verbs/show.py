@@ -1,5 +1,5 @@
 """`xmodal show`: the resolved config of a run and how far it is; of several, what differs; learning curves; and of one
-run a map of both modalities."""
+run a map of both modalities, and a page of what it says."""
 
 from __future__ import annotations
 
@@ -54,7 +54,13 @@ def main(args: argparse.Namespace) -> int:
     """Describe the run folders; draw their curves, or the map of the one run, where asked."""
     check_output("--curves", args.curves, PICTURES)
     check_output("--modalities", args.modalities, PICTURES)
+    check_output("--samples", args.samples, (".html", ".htm"))
+    if args.samples and args.count < 1:
+        raise UsageError(f"--count {args.count}: give how many pictures --samples shall show, 1 or more.")
     workdirs = list({workdir.resolve(): workdir for workdir in args.workdir}.values())
+    for option in ("modalities", "samples"):
+        if getattr(args, option) and len(workdirs) > 1:
+            raise UsageError(f"--{option} draws one run; give one run folder, or call it once for each.")
     if len(workdirs) == 1:
         describe(workdirs[0])
     else:
@@ -68,13 +74,20 @@ def main(args: argparse.Namespace) -> int:
             curves.draw_comparison(workdirs, args.curves)
         print(f"# curves: {args.curves}")
     if args.modalities:
-        if len(workdirs) > 1:
-            raise UsageError("--modalities draws one run; give one run folder, or call it once for each.")
         from xmodal_jax.evaluation.run import Run
         from xmodal_jax.report import modalities
 
         run = Run(workdirs[0], args.data)
-        found = modalities.draw(run, run.step(None), args.split, args.modalities, seed=args.seed)
+        found = modalities.draw(run, run.step(None), args.split or "dev", args.modalities, seed=args.seed)
         numbers = f"gap {found.gap:.3f}, MMD {found.mmd:.4f}, linear probe {100 * found.probe:.1f} %"
         print(f"# modalities: {args.modalities} and {args.modalities.with_suffix('.json').name} ({numbers})")
+    if args.samples:
+        from xmodal_jax.evaluation.run import Run
+        from xmodal_jax.text.generation import Decoding
+        from xmodal_jax.verbs import samples
+
+        run, decoding = Run(workdirs[0], args.data), Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams)
+        options = {"count": args.count, "seed": args.seed}
+        found = samples.make(run, run.step(None), args.split or "test", args.samples, decoding, **options)
+        print(*samples.to_text(found), f"# samples: {args.samples}", sep="\n")
     return 0

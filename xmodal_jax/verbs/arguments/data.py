@@ -12,6 +12,12 @@ def add_demo(verbs) -> None:
         verbs, "demo", "verbs.demo:main", "the main job on the built-in data set, with a report", "xmodal demo"
     )
     parser.add_argument("--workdir", type=Path, default=Path("demo"), help="folder for data, run and report")
+    parser.add_argument(
+        "--system",
+        choices=["scan", "stt_att"],
+        default="scan",
+        help="what is trained: SCAN, or STT with attention, which also writes captions and paraphrases",
+    )
     parser.add_argument("--tiny", action="store_true", help="60 pictures and two epochs, for a quick check")
     parser.add_argument("--seed", type=int, default=0)
 

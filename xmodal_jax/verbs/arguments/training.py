@@ -143,9 +143,18 @@ def add_show(verbs) -> None:
         metavar="PNG",
         help="draw where images and captions lie (t-SNE) to this picture, with their distance, and to JSON beside it",
     )
-    parser.add_argument("--split", default="dev", help="of --modalities")
-    parser.add_argument("--data", type=Path, help="of --modalities: another data set than the one trained on")
-    parser.add_argument("--seed", type=int, default=0, help="of --modalities")
+    parser.add_argument(
+        "--samples",
+        type=Path,
+        metavar="HTML",
+        help="of a system that speaks: write a page of pictures with their generated captions, paraphrases, retrieved "
+        "captions and the ground truth",
+    )
+    parser.add_argument("--count", type=int, default=8, help="of --samples: how many pictures")
+    parser.add_argument("--beams", type=int, default=1, help="of --samples: beam search with so many beams")
+    parser.add_argument("--split", help="of --modalities, by default dev, and of --samples, by default test")
+    parser.add_argument("--data", type=Path, help="of both: another data set than the one trained on")
+    parser.add_argument("--seed", type=int, default=0, help="of both")
 
 
 def add_compare(verbs) -> None:
