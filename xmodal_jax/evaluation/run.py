@@ -88,7 +88,8 @@ class Run:
         self.vocabulary = folder.read_vocabulary(workdir)
         if "token" in self.inputs.text and self.vocabulary is None:
             raise CheckpointError(f"{workdir} has no vocabulary, but its system reads tokens; restore its run.json.")
-        self.facts = facts_of(self.dataset, self.inputs, self.config, self.vocabulary)
+        read = self.inputs._replace(further=())  # what training alone reads nobody asks for here
+        self.facts = facts_of(self.dataset, read, self.config, self.vocabulary)
         if not self.home and "facts" in self.record:  # parameters have the size of what was trained on
             self.facts = self.facts._replace(classes=self.record["facts"]["classes"])
         self.model = make_model(self.config, self.facts)
