@@ -74,7 +74,7 @@ def test_one_product_is_the_combined_score(measure):
     texts = {"abstract": np.asarray(t)[:, :8] / 0.3**0.5, "grounded": np.asarray(said)}
     np.testing.assert_allclose(texts["grounded"], np.asarray(t)[:, 8:] / 0.7**0.5, rtol=1e-5)
     expected = 0.3 * score(images["abstract"], texts["abstract"]) + 0.7 * score(images["grounded"], texts["grounded"])
-    got = model.apply(variables, v, t, method="score")
+    got: Any = model.apply(variables, v, t, method="score")
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
     assert np.abs(texts["abstract"] - texts["grounded"]).max() > 0.1  # two encoders
 
@@ -172,13 +172,15 @@ def test_self_critical_gradient_is_the_formula():
 
     got = jax.jit(jax.grad(loss))(variables["params"])
     # The same draw, from the model's own methods
-    key = model.apply({}, rngs={"dropout": jax.random.key(1)}, method=lambda m: m.make_rng("dropout"))
+    key: Any = model.apply({}, rngs={"dropout": jax.random.key(1)}, method=lambda m: m.make_rng("dropout"))
     key = jax.random.fold_in(key, 1)
+    begin: Any
+    word: Any
     (begin, word) = (partial(model.apply, variables, method=name) for name in ("begin", "word"))
     each = batch.image._replace(
         feature={"global": batch.image.feature["global"][batch.text.row]}, mask=np.ones((8, 1), bool)
     )
-    drawn = jax.jit(partial(generation.sample, begin, word, longest=5))(each, key=key)
+    drawn: Any = jax.jit(partial(generation.sample, begin, word, longest=5))(each, key=key)
     likely = jax.jit(partial(generation.greedy, begin, word, longest=5))(each)
     said, plain = ([np.asarray(t[:n]) for t, n in zip(s.token, s.length, strict=True)] for s in (drawn, likely))
     score = [captions.score(texts(x), [texts(pair) for pair in pairs]).items.cider_d for x in (said, plain)]
@@ -188,7 +190,9 @@ def test_self_critical_gradient_is_the_formula():
     def formula(params):
         apply: Callable[..., Any] = partial(model.apply, {**variables, "params": params})
         spoken = np.stack([np.pad([*sentence, END][:5], (0, 5))[:5] for sentence in said])
-        carry, last, total = apply(each, method="begin"), jnp.full(8, START), 0.0
+        carry: Any
+        logits: Any
+        carry, last, total = apply(each, method="begin"), jnp.full(8, START), jnp.zeros(())
         for step in range(5):
             carry, logits = apply(carry, last, method="word")
             barred = np.array([0, 1, 3, *([END] if step == 0 else [])])

@@ -149,10 +149,10 @@ class TextToImage(nn.Module):
             return self.discriminator.clone(parent=None).apply(variables, picture, jax.lax.stop_gradient(sentence))
 
         shown = jnp.concatenate([picture, jax.lax.stop_gradient(fake), picture])
-        judged = jnp.split(logit(net, shown, jnp.concatenate([sentence, sentence, wrong])), 3)
+        true, generated, mistaken = jnp.split(logit(net, shown, jnp.concatenate([sentence, sentence, wrong])), 3)
         fooled = logit(jax.lax.stop_gradient(net), fake, sentence)
         return {
-            "discrimination": adversarial.discrimination(*judged, real, differs),
+            "discrimination": adversarial.discrimination(true, generated, mistaken, real, differs),
             "generation": adversarial.generation(fooled, real),
             "kl": adversarial.divergence(*condition, real),
         }

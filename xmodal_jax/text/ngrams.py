@@ -61,32 +61,35 @@ def count(captions: Sequence[np.ndarray], image: Int[np.ndarray, " c"]) -> NGram
         known += int(kept.sum())
     if not known:
         return NGrams.empty()._replace(images=np.int32(max(images, 1)))
-    return NGrams(*(np.concatenate(x).astype(np.int32) for x in zip(*columns, strict=True)), np.int32(images))
+    prefix, last, frequency = (np.concatenate(x).astype(np.int32) for x in zip(*columns, strict=True))
+    return NGrams(prefix, last, frequency, np.int32(images))
 
 
 def frequencies(table: NGrams, token: Int[Array, "*n t"], real: Bool[Array, "*n t"]) -> list[Int[Array, "*n t"]]:
     """For n of 1 to 4: the frequency of the n-gram that starts at each place, 0 where it is not in the table."""
-    size, node, found = len(table.prefix), jnp.full(token.shape, -1, jnp.int32), []
-    prefix, last = jnp.asarray(table.prefix), jnp.asarray(table.word)
-    known = real
+    node, known, found = jnp.full(token.shape, -1, jnp.int32), real, []
     for n in range(HIGHEST):
-        word = shifted(token, n)
-        known = known & shifted(real, n)
-
-        def halve(_: Any, low_high: Any, node: Any = node, word: Any = word) -> Any:
-            low, high = low_high
-            middle = (low + high) // 2
-            at = jnp.minimum(middle, size - 1)
-            before = (low < high) & ((prefix[at] < node) | ((prefix[at] == node) & (last[at] < word)))
-            return jnp.where(before, middle + 1, low), jnp.where(before, high, middle)
-
-        everywhere = jnp.zeros(token.shape, jnp.int32)
-        low, _ = jax.lax.fori_loop(0, size.bit_length(), halve, (everywhere, everywhere + size))
-        at = jnp.minimum(low, size - 1)
-        known = known & (prefix[at] == node) & (last[at] == word)
-        node = at
-        found.append(jnp.where(known, jnp.asarray(table.frequency)[at], 0))
+        node, there = find(table, node, shifted(token, n))
+        known = known & shifted(real, n) & there
+        found.append(jnp.where(known, jnp.asarray(table.frequency)[node], 0))
     return found
+
+
+def find(table: NGrams, node: Int[Array, "*n"], word: Int[Array, "*n"]) -> tuple[Int[Array, "*n"], Bool[Array, "*n"]]:
+    """Where ``word`` after the n-gram ``node`` stands in the table, by halving, and whether it does."""
+    prefix, last, size = jnp.asarray(table.prefix), jnp.asarray(table.word), len(table.prefix)
+
+    def halve(_: Any, limits: Any) -> Any:
+        low, high = limits
+        middle = (low + high) // 2
+        at = jnp.minimum(middle, size - 1)
+        before = (low < high) & ((prefix[at] < node) | ((prefix[at] == node) & (last[at] < word)))
+        return jnp.where(before, middle + 1, low), jnp.where(before, high, middle)
+
+    low = jnp.zeros(node.shape, jnp.int32)
+    low, _ = jax.lax.fori_loop(0, size.bit_length(), halve, (low, low + size))
+    at = jnp.minimum(low, size - 1)
+    return at, (prefix[at] == node) & (last[at] == word)
 
 
 def shifted(x: Array, by: int, axes: int = 1) -> Array:

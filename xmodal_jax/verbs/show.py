@@ -1,5 +1,5 @@
 """`xmodal show`: the resolved config of a run and how far it is; of several, what differs; learning curves; and of one
-run a map of both modalities."""
+run a map of both modalities, or pictures that it makes of captions."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def describe_all(workdirs: Sequence[Path]) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Describe the run folders; draw their curves, or the map of the one run, where asked."""
+    """Describe the run folders; draw their curves, or the map of the one run and what it imagines, where asked."""
     check_output("--curves", args.curves, PICTURES)
     check_output("--modalities", args.modalities, PICTURES)
+    check_output("--imagined", args.imagined, PICTURES)
     workdirs = list({workdir.resolve(): workdir for workdir in args.workdir}.values())
     if len(workdirs) == 1:
         describe(workdirs[0])
@@ -67,14 +68,22 @@ def main(args: argparse.Namespace) -> int:
         else:
             curves.draw_comparison(workdirs, args.curves)
         print(f"# curves: {args.curves}")
-    if args.modalities:
-        if len(workdirs) > 1:
-            raise UsageError("--modalities draws one run; give one run folder, or call it once for each.")
+    for name in ("modalities", "imagined"):
+        if getattr(args, name) and len(workdirs) > 1:
+            raise UsageError(f"--{name} draws one run; give one run folder, or call it once for each.")
+    if args.modalities or args.imagined:
         from xmodal_jax.evaluation.run import Run
-        from xmodal_jax.report import modalities
 
         run = Run(workdirs[0], args.data)
+    if args.modalities:
+        from xmodal_jax.report import modalities
+
         found = modalities.draw(run, run.step(None), args.split, args.modalities, seed=args.seed)
         numbers = f"gap {found.gap:.3f}, MMD {found.mmd:.4f}, linear probe {100 * found.probe:.1f} %"
         print(f"# modalities: {args.modalities} and {args.modalities.with_suffix('.json').name} ({numbers})")
+    if args.imagined:
+        from xmodal_jax.report import imagined
+
+        count = imagined.draw(run, run.step(None), args.split, args.imagined, seed=args.seed)
+        print(f"# imagined: {args.imagined} ({count} captions of {args.split})")
     return 0

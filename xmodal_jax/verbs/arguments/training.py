@@ -143,9 +143,16 @@ def add_show(verbs) -> None:
         metavar="PNG",
         help="draw where images and captions lie (t-SNE) to this picture, with their distance, and to JSON beside it",
     )
-    parser.add_argument("--split", default="dev", help="of --modalities")
-    parser.add_argument("--data", type=Path, help="of --modalities: another data set than the one trained on")
-    parser.add_argument("--seed", type=int, default=0, help="of --modalities")
+    parser.add_argument(
+        "--imagined",
+        type=Path,
+        metavar="PNG",
+        help="draw pictures that a system makes of captions (GXN) to this picture, beside the real ones",
+    )
+    both = "of --modalities and --imagined"
+    parser.add_argument("--split", default="dev", help=both)
+    parser.add_argument("--data", type=Path, help=f"{both}: another data set than the one trained on")
+    parser.add_argument("--seed", type=int, default=0, help=both)
 
 
 def add_compare(verbs) -> None:
