@@ -45,8 +45,9 @@ class Model(Matcher):
         embed_dim: D, of each embedding.
         word_dim: size of a word vector; encoders and decoder share them.
         gru_dim: units of the sentence encoders' GRUs, each way.
-        feature: which image feature is used, regions are mean-pooled first; "pixels" with the image network ``network``
-            as ``cnn_mode`` says, see :class:`xmodal_jax.models.vse.Model`.
+        feature: which image feature is used; regions are mean-pooled first.
+        network: name of an image network of :mod:`xmodal_jax.layers.backbones`, for the feature "pixels".
+        cnn_mode: "eval" or "train", as in :class:`xmodal_jax.models.vse.Model`.
         bidirectional: read captions both ways.
         dual: both embeddings; False leaves the grounded one alone, [N, D] (the paper's baselines).
         abstract: lambda.
@@ -56,7 +57,10 @@ class Model(Matcher):
         references: further captions of an image that sampled ones are rewarded by; 0 for cross entropy alone.
         reward: "cider" (CIDEr-D) or "bleu" (BLEU-4), of :mod:`xmodal_jax.text.rewards`.
         longest: most tokens of a sampled caption.
-        side, noise_dim, condition_dim, filters: of :class:`xmodal_jax.layers.imagine.TextToImage`.
+        side: pixels of a side of generated pictures, 8 to 128.
+        noise_dim: numbers of noise that the generator sees.
+        condition_dim: numbers of a caption that the generator sees, and of those that its discriminator sees.
+        filters: channels of both at the largest size of a picture, twice as many at each smaller one.
     """
 
     vocabulary: int
