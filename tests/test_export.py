@@ -133,7 +133,8 @@ def test_exported_scores_are_the_live_ones(spec, tmp_path):
         assert vocabulary is not None
         speaker = Speaker(model, vocabulary, Decoding(), batch_size=4)
         assert m.caption(arrays, mask) == speaker.say(variables, image)
-        assert m.paraphrase(sentences) == speaker.say(variables, text)
+        if "begin_text" in m.functions:  # GXN speaks of images alone
+            assert m.paraphrase(sentences) == speaker.say(variables, text)
         beam = Decoding("beam", beams=3, longest=6)
         other = Speaker(model, vocabulary, beam, batch_size=4)
         assert m.caption(arrays, mask, decoding=beam) == other.say(variables, image)

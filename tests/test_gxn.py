@@ -9,16 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import planted
+from test_configs import train
 from test_stt import example
 
+from xmodal_jax import cli, losses
 from xmodal_jax import config as configs
+from xmodal_jax.data.records import open_dataset
 from xmodal_jax.errors import UsageError
 from xmodal_jax.evaluation import captions
+from xmodal_jax.evaluation.run import Run
 from xmodal_jax.layers.imagine import as_picture, doublings
 from xmodal_jax.losses import adversarial, tokens
 from xmodal_jax.models.gxn import Model
+from xmodal_jax.report import imagined
 from xmodal_jax.text import generation, ngrams, rewards
 from xmodal_jax.text.vocabulary import END, START
+from xmodal_jax.training.checkpoint import Checkpoints
+from xmodal_jax.training.step import Objective, loss_fn
 from xmodal_jax.types import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -301,3 +309,57 @@ def test_variants_are_the_rows_of_the_ablation():
     stages = configs.load("gxn.py:both,f30k").stages
     assert stages[0]["weights"]["generation"] == 0 and stages[1]["weights"]["rank"] == 0
     assert stages[2]["weights"] == {"captioning": 0.5, "self_critical": 0.5} and stages[2]["optim"]["lr"] == 2e-5
+
+
+# Runs
+
+
+def test_idle_losses_are_neither_computed_nor_logged():
+    batch, model = batch_of(pixels=16), small(paths=("t2i",))
+    variables = start(model, batch)
+    weights = {"rank": 1.0, "discrimination": 0.0, "generation": 0.0, "kl": 0.0}
+
+    def metrics(**other):
+        objective = Objective(losses.triplet, {"margin": 0.2}, {**weights, **other})
+        rest = (model, objective, {}, batch, jnp.zeros((), jnp.int32), jax.random.key(0))
+        return jax.eval_shape(lambda params: loss_fn(params, *rest), variables["params"])[1][0]
+
+    assert "discrimination" not in metrics() and "kl" not in metrics()
+    assert {"discrimination", "generation", "kl"} <= metrics(generation=1.0).keys()
+
+
+def test_a_run_draws_what_it_imagines_and_reads_no_pictures_after_training(tmp_path, capsys):
+    data = planted(tmp_path / "set", train=12, other=4, pictures=True)
+    tiny = ["--config.stages=()", "--config.steps=1", "--config.log.every_steps=1"]
+    assert train("gxn.py:t2i", data, tmp_path / "run", *tiny) == 0
+    run_ = Run(tmp_path / "run")
+    assert list(run_.facts.image) == ["region"]  # evaluation, bundles and the service ask for no pictures
+    capsys.readouterr()
+    for name in ("a", "b"):
+        assert cli.run(["show", str(tmp_path / "run"), "--imagined", str(tmp_path / f"{name}.png")]) == 0
+    assert "8 captions of dev" in capsys.readouterr().out
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    made = imagined.imagine(run_, run_.variables(1)[0], "test", np.array([0, 5, 7]), 2, 0)
+    assert made.shape == (3, 2, 16, 16, 3) and np.abs(made[:, 0] - made[:, 1]).max() > 1e-4
+
+    bare = planted(tmp_path / "bare", train=12, other=4)
+    assert train("gxn.py:t2i", bare, tmp_path / "refused", *tiny) == 3
+    assert "has no pictures, and the system reads pixels; add them" in capsys.readouterr().err
+    assert train("gxn.py:gxn", bare, tmp_path / "plain", "--config.steps=1") == 0
+    assert cli.run(["show", str(tmp_path / "plain"), "--imagined", str(tmp_path / "c.png")]) == 2
+    assert "makes no pictures of captions" in capsys.readouterr().err
+
+
+def test_a_run_rewards_by_the_n_grams_of_its_training_captions(tmp_path):
+    data = planted(tmp_path / "set", train=12, other=4)
+    assert train("gxn.py:mix", data, tmp_path / "run", "--config.stages=()", "--config.steps=1") == 0
+    state = Checkpoints(tmp_path / "run", read_only=True).restore_model(1)["model_state"]["ngrams"]
+    split = open_dataset(data).split("train")
+    words = Run(tmp_path / "run").vocabulary
+    assert words is not None
+    images = [{word for text in group for word in text.split()} for group in split.captions]
+    frequency = {word: sum(word in image for image in images) for word in set().union(*images)}
+    kept = {words.encode(word)[1]: count for word, count in frequency.items() if count > 1}
+    alone = state["prefix"] == -1
+    assert dict(zip(state["word"][alone].tolist(), state["frequency"][alone].tolist(), strict=True)) == kept
+    assert state["images"] == 12 and (~alone).sum() > 10

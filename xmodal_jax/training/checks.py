@@ -247,7 +247,7 @@ def within(key: str, config: Config) -> tuple[str, str]:
 def find(key: str, model: str) -> Check | None:
     """The condition on a key of a config with the system ``model``; None where there is none."""
     tables = (TABLE,) if model.endswith(".py") else (TABLE, MODEL)
-    names = (key, key.replace("model.", f"{model}.", 1))
+    names = (key.replace("model.", f"{model}.", 1), key)
     for name in names:
         for pattern, condition in (item for table in tables for item in table.items()):
             if re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name):
