@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> Config:
     if variant in GENERATION:
         order = {"share_lstm": False, "share_words": False, "start": "state", "sampling": 0.0, "sampling_steps": 0}
         config.model.update({**order, **GENERATION[variant], "name": "sco_order"})
-        config.weights.generation = 1.0
+        config.weights.captioning = 1.0
         if variant == "sampling" and data == "scenes":
             config.model.sampling_steps = 4 if tiny else 500
     if data == "scenes":  # few words and small pictures: a narrow model with a high rate learns them in minutes

@@ -57,7 +57,7 @@ def generation(model, variables, batch, key=None, *, train=False):
     """(L_gen, the captions' mean, the variables that changed)."""
     rngs = {} if key is None else {"dropout": key}
     (_, terms), new = model.apply(variables, batch, train=train, rngs=rngs, mutable=["sampling"])
-    return terms["generation"], new
+    return terms["captioning"], new
 
 
 def typed(function: Any) -> Any:
@@ -158,7 +158,7 @@ def test_parameters_that_are_shared_have_the_gradients_of_both(shares):
     def terms(params):
         scores, aux = apply({"params": params}, batch)
         positive = np.arange(4)[:, None] == batch.text.row
-        return jnp.stack([losses.triplet(scores, positive, margin=0.2, hardness=0.0), aux["generation"]])
+        return jnp.stack([losses.triplet(scores, positive, margin=0.2, hardness=0.0), aux["captioning"]])
 
     both = jax.jit(jax.jacrev(terms))(params)
     rank, said = (named(jax.tree.map(lambda x, i=i: x[i], both)) for i in range(2))
@@ -296,7 +296,7 @@ def test_padding_does_not_matter():
 
 def test_two_devices_that_hold_their_own_rows_equal_one():
     model, batch = small(), example()
-    objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 0.0}, {"rank": 1.0, "generation": 1.0})
+    objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 0.0}, {"rank": 1.0, "captioning": 1.0})
     options = {"model": model, "objective": objective, "optimiser": optax.identity(), "stage_start": 0}
     results = []
     for runner in (parallel.jit_runner(jax.devices()[:1]), parallel.pmap_runner(jax.devices()[:2])):
@@ -330,7 +330,7 @@ def test_configs():
         model = {**dict.fromkeys(SHARED, False), "sampling": 0.0, "sampling_steps": 0, "start": "state", **expected}
         assert {key: config.model[key] for key in model} == model
         assert (config.model.name, config.model.fusion) == ("sco_order", "gate")
-        assert config.weights.to_dict() == {"rank": 1.0, "generation": 1.0}
+        assert config.weights.to_dict() == {"rank": 1.0, "captioning": 1.0}
     assert configs.load("sco.py").model.name == "sco_order"
     assert configs.load("sco.py:gate,f8k").weights.to_dict() == {"rank": 1.0}
 

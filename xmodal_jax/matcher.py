@@ -47,6 +47,11 @@ class Matcher(nn.Module):
         """Regular expression of the names of the matrices whose rows may lie over several devices; empty for none."""
         return ""
 
+    @property
+    def costly_terms(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of losses; a stage that gives weight 0 to all of a group neither computes nor logs them."""
+        return ()
+
     def select(self, batch: Batch) -> Batch:
         """What a training step reads in place of ``batch``: negatives that the network itself chooses, say.
 
@@ -87,6 +92,10 @@ class Matcher(nn.Module):
         """
         raise UsageError(f"{type(self).__module__} has no steps that look at regions and words.")
 
+    def imagine(self, text: Texts, key: Array) -> Array:
+        """A picture of each caption, [C, S, S, 3] in 0..1, with chance by the PRNG key ``key``."""
+        raise UsageError(f"{type(self).__module__} makes no pictures of captions.")
+
     def begin(self, source: Images | Texts) -> Any:
         """The decoder's state for N images or captions to speak of, a pytree whose leaves have the item axis first."""
         raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
@@ -96,7 +105,7 @@ class Matcher(nn.Module):
         raise UsageError(f"{type(self).__module__} does not speak: it ranks captions that exist.")
 
     def has(self, method: str) -> bool:
-        """Whether the system implements an optional method: "attention", "glimpses", "begin", "aux"."""
+        """Whether the system implements an optional method: "attention", "glimpses", "imagine", "begin", "aux"."""
         return implements(type(self), method)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> tuple[Array, dict[str, Array]]:

@@ -23,6 +23,7 @@ class Inputs(NamedTuple):
     captions: Mapping[str, int] = MappingProxyType({})  # further captions by role: {"target": k}, {"candidate": n}
     most_regions: int | None = None  # the most regions that its parameters allow; None for any number
     most_words: int | None = None  # the most tokens of a caption that it reads; None for any number
+    further: tuple[str, ...] = ()  # image features that `aux` alone reads: in training, and never after it
     classes: bool = False  # takes ``Images.id`` as the class of an image and needs to know how many there are
 
 

@@ -88,7 +88,8 @@ class Run:
         self.vocabulary = folder.read_vocabulary(workdir)
         if "token" in self.inputs.text and self.vocabulary is None:
             raise CheckpointError(f"{workdir} has no vocabulary, but its system reads tokens; restore its run.json.")
-        self.facts = facts_of(self.dataset, self.inputs, self.config, self.vocabulary)
+        read = self.inputs._replace(further=())  # what training alone reads nobody asks for here
+        self.facts = facts_of(self.dataset, read, self.config, self.vocabulary)
         if not self.home and "facts" in self.record:  # parameters have the size of what was trained on
             self.facts = self.facts._replace(classes=self.record["facts"]["classes"])
         self.model = make_model(self.config, self.facts)
@@ -156,7 +157,7 @@ class Run:
     def check_speaks(self) -> None:
         """Raise a UsageError unless the run's system says something."""
         if not self.model.has("begin"):
-            raise UsageError(f'The system "{self.config.model.name}" of {self.workdir} does not speak; STT does.')
+            raise UsageError(f'The system "{self.config.model.name}" of {self.workdir} does not speak; STT and GXN do.')
 
     def speaker(self, decoding: Decoding) -> Speaker:
         """What says sentences with the run's model."""

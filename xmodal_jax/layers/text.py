@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.layers.dense import xavier
 from xmodal_jax.layers.lstm import LSTM
 from xmodal_jax.layers.recurrent import GRU, last_state, uniform
 from xmodal_jax.similarity import AnyArray
@@ -49,6 +50,24 @@ class GRUText(nn.Module):
             backward = GRU(self.size, reverse=True, dtype=self.dtype, name="backward")(words, mask)
             sentence = (sentence + backward[:, 0]) / 2  # the backward pass ends at the first word
         return sentence
+
+
+class ProjectedGRU(nn.Module):
+    """Caption vector [C, D] of words [C, W, F]: the last state of a GRU of ``hidden`` units, or of one each way side by
+    side, through a linear map."""
+
+    hidden: int
+    size: int
+    bidirectional: bool = False
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, words: Float[AnyArray, "c w f"], mask: Bool[AnyArray, "c w"]) -> Float[Array, "c d"]:
+        state = last_state(GRU(self.hidden, dtype=self.dtype, name="forward")(words, mask), mask)
+        if self.bidirectional:  # the backward pass ends at the first word
+            backward = GRU(self.hidden, reverse=True, dtype=self.dtype, name="backward")(words, mask)
+            state = jnp.concatenate([state, backward[:, 0]], axis=1)
+        return xavier(self.size, self.dtype)(state).astype(jnp.float32)
 
 
 class LSTMText(nn.Module):

@@ -31,3 +31,20 @@ def cross_entropy(
     if smoothing:
         picked = (1.0 - smoothing) * picked + smoothing * jnp.mean(logits, axis=-1)
     return jnp.sum(jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0))
+
+
+def self_critical(
+    log_probability: Float[AnyArray, " n"],
+    reward: Float[AnyArray, " n"],
+    baseline: Float[AnyArray, " n"],
+    real: Bool[AnyArray, " n"],
+) -> Float[Array, ""]:
+    r"""A loss whose gradient is that of policy gradients with a baseline, the mean over the real sentences of
+
+    .. math::
+        -(r_n - b_n) \nabla \log p(w_n)
+
+    (Rennie et al., "Self-Critical Sequence Training for Image Captioning", CVPR 2017). Its value means nothing.
+    """
+    advantage = jax.lax.stop_gradient(jnp.asarray(reward) - baseline)
+    return -jnp.sum(jnp.where(real, advantage * log_probability, 0.0)) / jnp.maximum(jnp.sum(real), 1)

@@ -87,6 +87,10 @@ class Model(Matcher):
         return self.tower.rank_terms
 
     @property
+    def costly_terms(self) -> tuple[tuple[str, ...], ...]:
+        return self.tower.costly_terms
+
+    @property
     def sharded(self) -> str:
         return self.tower.sharded
 
@@ -117,6 +121,9 @@ class Model(Matcher):
 
     def attention(self, image: Repr, text: Repr) -> Array:
         return self.tower.attention(image, text)
+
+    def imagine(self, text: Texts, key: Array) -> Array:
+        return self.tower.imagine(text, key)
 
     def begin(self, source: Images | Texts) -> Any:
         return self.tower.begin(source)

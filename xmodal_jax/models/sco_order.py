@@ -76,7 +76,7 @@ class Model(sco.Model):
         if train and self.sampling:
             read = self.sampled(v, read, valid)
         loss = tokens.cross_entropy(self.decoder(v, self.embed(read), valid), token[:, 1:], valid)
-        return {"generation": loss / jnp.maximum(jnp.sum(counted), 1)}
+        return {"captioning": loss / jnp.maximum(jnp.sum(counted), 1)}
 
     def sampled(self, v: Float[Array, "c d"], token: Int[Array, "c t"], valid: Bool[Array, "c t"]) -> Int[Array, "c t"]:
         """``token`` with words that the decoder drew, each from what it says after all those before it.

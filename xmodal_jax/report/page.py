@@ -19,7 +19,7 @@ from xmodal_jax.evaluation import table
 from xmodal_jax.evaluation.encode import Evaluator
 from xmodal_jax.evaluation.run import Run
 from xmodal_jax.evaluation.vote import Member, Ranking
-from xmodal_jax.report import curves, diagnosis
+from xmodal_jax.report import curves, diagnosis, imagined
 from xmodal_jax.types import Repr
 
 INK, OWN, OTHER, PAPER = "#1c2733", "#1a7f4b", "#b3541e", "#ffffff"
@@ -168,6 +168,9 @@ def make(
     names = ("Learning curves", "Ranks, scores and errors", "Retrieved examples")
     markdown = table.to_markdown(ranking.table(), title="Recall, and that of a random ranking:", chance=True)
     drawn = {**dict(zip(names, places, strict=True)), **pictures}
+    if run.model.has("imagine"):
+        drawn["Pictures made of captions"] = root / "imagined.png"
+        imagined.draw(run, step, split.name, root / "imagined.png", seed=seed)
     facts = {**known, **facts}
     write_report(root / "report.md", title=title, table=markdown, facts=facts, pictures=drawn, further=further)
 

@@ -14,7 +14,9 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.backbones import BACKBONES, MODES
 from xmodal_jax.layers.decoder import STARTS
 from xmodal_jax.layers.recurrent import CELLS
+from xmodal_jax.models import gxn
 from xmodal_jax.similarity import FOVEAS, MATCH_POOLS, NORMS, POOLS
+from xmodal_jax.text.rewards import REWARDS
 from xmodal_jax.training.parallel import RUNNERS
 from xmodal_jax.training.schedules import KINDS
 from xmodal_jax.training.trackers import TRACKERS
@@ -32,8 +34,8 @@ def at_least(least: float) -> Check:
     return Check(lambda value: math.isfinite(value) and value >= least, f"at least {least:g}")
 
 
-def among(*names: str) -> Check:
-    return Check(lambda value: value in names, f"one of {', '.join(names)}")
+def among(*names: str | int) -> Check:
+    return Check(lambda value: value in names, f"one of {', '.join(map(str, names))}")
 
 
 def regular(pattern: str) -> bool:
@@ -174,6 +176,15 @@ MODEL = {
     "model.bn_position": among("hidden", "output"),
     "model.hidden": Check(lambda value: all(int(x) == x >= 1 for x in value), "widths, (512, 256) say"),
     "mte.adversary": among("reversal", "flipped"),
+    "gxn.abstract": Check(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "gxn.measure": among(*gxn.MEASURES),
+    "gxn.paths": Check(
+        lambda value: not isinstance(value, str) and set(value) <= set(gxn.PATHS), '() or of "i2t", "t2i"'
+    ),
+    "gxn.references": FROM_0,
+    "gxn.reward": among(*REWARDS),
+    "gxn.longest": COUNT,
+    "gxn.side": among(8, 16, 32, 64, 128),
     "dcca.activation": among("relu", "sigmoid"),
     "dcca.directions": COUNT,
     "dcca.ridge": ABOVE_0,

@@ -93,10 +93,11 @@ def facts_of(dataset: Dataset, inputs: Inputs, config: Config, vocabulary: Vocab
         UsageError: a feature that the data set does not have, or more regions than the model takes.
         DataError: a model that reads pixels, and no pictures.
     """
-    stored = [name for name in inputs.image if name != pixels.NAME or name in dataset.features]
+    names = (*inputs.image, *inputs.further)
+    stored = [name for name in names if name != pixels.NAME or name in dataset.features]
     images = {
         name: _feature(dataset, "features", name) if name in stored else pixels.feature_of(dataset, config)
-        for name in inputs.image
+        for name in names
     }
     texts = {name: _feature(dataset, "text_features", name) for name in inputs.text if name != "token"}
     specs = [dataset.features[name] for name in stored]

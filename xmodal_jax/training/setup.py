@@ -25,7 +25,7 @@ from xmodal_jax.layers.backbones import weights
 from xmodal_jax.losses import chunked
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity.pairwise import Block
-from xmodal_jax.text import unknown
+from xmodal_jax.text import ngrams, unknown
 from xmodal_jax.text.vectors import load_word_vectors
 from xmodal_jax.text.vocabulary import Vocabulary
 from xmodal_jax.training import bundle, checks, folder, memory, processes, schedules, trackers
@@ -99,14 +99,15 @@ def setup(config: Config, workdir: Path) -> Parts:
 
     train = dataset.split("train")
     captions = make_captions(train, inputs, vocabulary, config)
-    reading = [pixels.reading_of(config, inputs.image, train=train) for train in (True, False)]
-    stages = make_stages(config, FeatureReader(train, inputs.image, reading=reading[0]), captions, inputs)
+    names = (*inputs.image, *inputs.further)
+    reading = [pixels.reading_of(config, names, train=train) for train in (True, False)]
+    stages = make_stages(config, FeatureReader(train, names, reading=reading[0]), captions, inputs)
     sizes = [stage.config.data.batch_size for stage in stages]
     runner = make_runner(config.parallel, sizes, sharded=model.sharded)
     objectives = [make_objective(stage.config, stage.pipeline.steps_per_epoch) for stage in stages]
     try:
         memory.check(model, example, config, runner.mesh.size if runner.mesh else 1)
-        initial = initialise(model, example, config.seed)
+        initial = with_ngrams(initialise(model, example, config.seed), captions)
         for objective in objectives:
             check_weights(model, objective, {"params": initial.params, **initial.model_state}, example)
     except XmodalError:
@@ -288,6 +289,19 @@ def start_values(config: Config, model: Matcher, vocabulary: Vocabulary | None, 
     absent = [re.escape(name) for name in flat(initial.model_state) if name not in kept]
     state = warm_start(initial.model_state, statistics, skip=[*config.init.skip, *absent], where=source)
     return Initial(params, state)
+
+
+def with_ngrams(initial: Initial, captions: Captions) -> Initial:
+    """``initial`` whose collection "ngrams", where the model has one, counts those of the training captions."""
+    if "ngrams" not in initial.model_state:
+        return initial
+    assert captions.flat is not None  # a system that says words reads them
+    words = [
+        captions.flat[first + 1 : first + n - 1] for first, n in zip(captions.first, captions.lengths, strict=False)
+    ]
+    table = ngrams.count(words, captions.image)
+    state = {name: jax.numpy.asarray(value) for name, value in table._asdict().items()}
+    return initial._replace(model_state={**initial.model_state, "ngrams": state})
 
 
 def with_backbone(initial: Initial, config: Config) -> Initial:

@@ -128,7 +128,8 @@ def loss_fn(
         return {name: value(stage_step) if callable(value) else value for name, value in values.items()}
 
     options, weights = at_step(objective.options), at_step(objective.weights)
-    terms = dict(aux)
+    idle = {name for group in model.costly_terms if not any(map(objective.weights.get, group)) for name in group}
+    terms = {name: value for name, value in aux.items() if name not in idle}
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in options.items()}
     if objective.weights.get("rank", 0.0):
 

@@ -1,5 +1,5 @@
 """`xmodal show`: the resolved config of a run and how far it is; of several, what differs; learning curves; and of one
-run a map of both modalities, and a page of what it says."""
+run a map of both modalities, a page of what it says, or pictures that it makes of captions."""
 
 from __future__ import annotations
 
@@ -51,14 +51,15 @@ def describe_all(workdirs: Sequence[Path]) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Describe the run folders; draw their curves, or the map of the one run, where asked."""
+    """Describe the run folders; draw their curves, or the map of the one run and what it imagines, where asked."""
     check_output("--curves", args.curves, PICTURES)
     check_output("--modalities", args.modalities, PICTURES)
     check_output("--samples", args.samples, (".html", ".htm"))
+    check_output("--imagined", args.imagined, PICTURES)
     if args.samples and args.count < 1:
         raise UsageError(f"--count {args.count}: give how many pictures --samples shall show, 1 or more.")
     workdirs = list({workdir.resolve(): workdir for workdir in args.workdir}.values())
-    for option in ("modalities", "samples"):
+    for option in ("modalities", "samples", "imagined"):
         if getattr(args, option) and len(workdirs) > 1:
             raise UsageError(f"--{option} draws one run; give one run folder, or call it once for each.")
     if len(workdirs) == 1:
@@ -73,21 +74,29 @@ def main(args: argparse.Namespace) -> int:
         else:
             curves.draw_comparison(workdirs, args.curves)
         print(f"# curves: {args.curves}")
+    if not (args.modalities or args.samples or args.imagined):
+        return 0
+    from xmodal_jax.evaluation.run import Run
+
+    run = Run(workdirs[0], args.data)
+    step, split = run.step(None), args.split or "dev"
     if args.modalities:
-        from xmodal_jax.evaluation.run import Run
         from xmodal_jax.report import modalities
 
-        run = Run(workdirs[0], args.data)
-        found = modalities.draw(run, run.step(None), args.split or "dev", args.modalities, seed=args.seed)
+        found = modalities.draw(run, step, split, args.modalities, seed=args.seed)
         numbers = f"gap {found.gap:.3f}, MMD {found.mmd:.4f}, linear probe {100 * found.probe:.1f} %"
         print(f"# modalities: {args.modalities} and {args.modalities.with_suffix('.json').name} ({numbers})")
+    if args.imagined:
+        from xmodal_jax.report import imagined
+
+        count = imagined.draw(run, step, split, args.imagined, seed=args.seed)
+        print(f"# imagined: {args.imagined} ({count} captions of {split})")
     if args.samples:
-        from xmodal_jax.evaluation.run import Run
         from xmodal_jax.text.generation import Decoding
         from xmodal_jax.verbs import samples
 
-        run, decoding = Run(workdirs[0], args.data), Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams)
+        decoding = Decoding("beam" if args.beams > 1 else "greedy", beams=args.beams)
         options = {"count": args.count, "seed": args.seed}
-        found = samples.make(run, run.step(None), args.split or "test", args.samples, decoding, **options)
+        found = samples.make(run, step, args.split or "test", args.samples, decoding, **options)
         print(*samples.to_text(found), f"# samples: {args.samples}", sep="\n")
     return 0

@@ -152,9 +152,17 @@ def add_show(verbs) -> None:
     )
     parser.add_argument("--count", type=int, default=8, help="of --samples: how many pictures")
     parser.add_argument("--beams", type=int, default=1, help="of --samples: beam search with so many beams")
-    parser.add_argument("--split", help="of --modalities, by default dev, and of --samples, by default test")
-    parser.add_argument("--data", type=Path, help="of both: another data set than the one trained on")
-    parser.add_argument("--seed", type=int, default=0, help="of both")
+    parser.add_argument(
+        "--imagined",
+        type=Path,
+        metavar="PNG",
+        help="draw pictures that a system makes of captions (GXN) to this picture, beside the real ones",
+    )
+    parser.add_argument(
+        "--split", help="of --modalities and --imagined, by default dev, and of --samples, by default test"
+    )
+    parser.add_argument("--data", type=Path, help="of the three: another data set than the one trained on")
+    parser.add_argument("--seed", type=int, default=0, help="of the three")
 
 
 def add_compare(verbs) -> None:
