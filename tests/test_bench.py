@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from xmodal_jax import bench, cli
+from xmodal_jax import bench, cli, similarity
 from xmodal_jax.bench import cases, measure
 
 KEYS = {"name", "ours_s", "loop_s", "ratio", "gflops", "gemm_share", "memory_mb"}
@@ -106,6 +106,23 @@ def test_ranks_equal_their_loop(small):
     image, text = (np.random.default_rng(i).normal(size=(n, 16)) for i, n in enumerate((20, 60)))
     positive = np.arange(20)[:, None] == np.arange(60) // 3
     np.testing.assert_array_equal(loops.ranks(image, text, 3, 20), np.concatenate(ranks(image @ text.T, positive)))
+
+
+def test_sentences_equal_their_loop(small):
+    """Beside the beam ours keeps greedy's sentence, which may be the better one."""
+    pytest.importorskip("torch", reason="torch (extra bench) is not installed")
+    case = cases.sentences(items=12, few=12, vocabulary=20, word_dim=6)
+    ours = [[token for token in row if token] for row in np.asarray(jax.jit(case.function)(*case.args)).tolist()]
+    theirs = case.loop()() if case.loop else []
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 10
+    assert len({tuple(row) for row in ours}) > 1
+
+
+def test_the_whole_matrix_is_what_evaluation_scores(small):
+    case = cases.eval_whole(6, 9)
+    region, word, mask = case.args
+    want = similarity.cross_attention(region, np.ones((6, 5), bool), word, mask, direction="t2i", pool="mean")
+    np.testing.assert_allclose(jax.jit(case.function)(*case.args), want, atol=1e-6)
 
 
 def test_gemm_rate_is_positive(small):

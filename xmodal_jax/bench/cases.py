@@ -297,6 +297,57 @@ def ranks_5k() -> Case:
     return Case(run, (image, text), flop, loop, loop_scale=images / few, note=note, compiled=False)
 
 
+def sentences(items: int = 250, few: int = 25, vocabulary: int = 8000, word_dim: int = 300) -> Case:
+    """Sentences of 1,000 images by beam search with 3 beams, from random parameters: all of them have 20 tokens."""
+    from xmodal_jax.layers.decoder import Decoder
+    from xmodal_jax.text.generation import Decoding, generate
+
+    random = np.random.default_rng(0)
+    decoder, table = Decoder(vocabulary, D), 0.1 * random.standard_normal((vocabulary, word_dim), np.float32)
+    vector, decoding = unit(random, items, D), Decoding("beam", beams=3)
+    variables = jax.jit(decoder.init)(jax.random.key(0), vector[:1], table[None, :2], np.ones((1, 2), bool))
+
+    def function(variables: Any, table: jax.Array, vector: jax.Array) -> jax.Array:
+        def begin(vector: jax.Array) -> Any:
+            return decoder.apply(variables, vector, method="begin")
+
+        def word(carry: Any, token: jax.Array) -> Any:
+            return decoder.apply(variables, carry, table[token], method="step")
+
+        return generate(begin, word, vector, decoding).token
+
+    def loop() -> Callable[[], Any]:
+        from xmodal_jax.bench import loops
+
+        gru = {name: np.array(x) for name, x in variables["params"]["gru"]["layer_0"].items()}
+        project = np.array(variables["params"]["project"]["kernel"])
+        return loops.sentences(gru, project, table, vector[:few], decoding)
+
+    note = f"ours on {items}, the loop on {few} one after another, both scaled to 1,000"
+    return Case(
+        function, (variables, table, vector), loop=loop, scale=1000 / items, loop_scale=1000 / few, repeat=3, note=note
+    )
+
+
+def eval_whole(images: int = 1000, captions: int = 5000) -> Case:
+    """All scores of 1,000 images and 5,000 captions by STT with attention, really computed: memory is the point."""
+    region, word, length = fragments(images, captions)
+    mask = np.arange(W) < length[:, None]
+
+    def function(region: jax.Array, word: jax.Array, mask: jax.Array) -> jax.Array:
+        options = {"direction": "t2i", "pool": "mean", "smooth": SCAN["t2i"]["smooth"]}
+
+        def score(variables: Any, image: Any, text: Any) -> jax.Array:
+            return similarity.cross_attention(*image["region"], *text, context_gram=image["gram"], **options)
+
+        image = {"region": Fragments(region, jnp.ones(region.shape[:2], bool)), "gram": similarity.gram(region)}
+        return pairwise(score, {}, image, Fragments(word, mask))
+
+    stored = (region.nbytes + word.nbytes) / 2**20
+    flop = 2.0 * images * R * length.sum() * D
+    return Case(function, (region, word, mask), flop, repeat=0, note=f"really run; the fragments are {stored:.0f} MiB")
+
+
 def scan_batch(size: int) -> Case:
     """SCAN's hardest-negative loss with gradients at a large batch; memory is the point, time is one run."""
     return scan("t2i", 1.0, size, size)._replace(
@@ -350,7 +401,7 @@ GROUPS: dict[str, dict[str, Callable[[], Case]]] = {
         "vse_16384": partial(vse, 16384),
     },
     "step": {"scan_step": scan_step},
-    "eval": {"eval_matrix": eval_matrix, "ranks_5k": ranks_5k},
+    "eval": {"eval_matrix": eval_matrix, "eval_whole": eval_whole, "ranks_5k": ranks_5k, "sentences_1k": sentences},
     "batch": {"scan_batch_4gib": partial(scan_batch, 4096)},
     "scaling": {
         **{f"batch_{size}": partial(growing_batch, size) for size in (64, 128, 256, 512, 1024, 2048)},

@@ -1,4 +1,5 @@
-"""What is compared with: PyTorch, one caption at a time, as the authors of SCAN, VSE++ and ADAPT wrote their training.
+"""What is compared with: PyTorch, one caption at a time, as the authors of SCAN, VSE++ and ADAPT wrote their training;
+and sentences one at a time.
 
 Written from the papers' equations; the order of the work is that of the released code, which is what costs the time:
 for each caption, its words (or its filter) meet the regions of all images of the batch, and attended vectors are built.
@@ -8,13 +9,16 @@ Needs torch (extra ``bench``); only the benchmarks import it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+from xmodal_jax.text.generation import Decoding
+from xmodal_jax.text.vocabulary import END, PAD, START, UNKNOWN
 
 torch.set_num_threads(1)
 
@@ -170,6 +174,66 @@ def ranks(image: np.ndarray, text: np.ndarray, per_image: int, queries: int) -> 
         order = np.argsort(text[c] @ image.T)[::-1]
         out.append(np.where(order == c // per_image)[0][0])
     return np.array(out)
+
+
+class Hypothesis(NamedTuple):
+    """The beginning of a sentence."""
+
+    token: tuple[int, ...]
+    log_probability: float
+    state: Tensor  # [D]
+
+    @property
+    def ended(self) -> bool:
+        return self.token[-1:] == (END,)
+
+
+def gru_cell(gru: Mapping[str, Tensor], word: Tensor, state: Tensor) -> Tensor:
+    """TensorFlow's form: words [N, F] and states [N, D] to the next states."""
+    gates = torch.sigmoid(torch.cat([word, state], 1) @ gru["gates_kernel"] + gru["gates_bias"])
+    reset, update = gates.chunk(2, dim=1)
+    new = torch.tanh(torch.cat([word, reset * state], 1) @ gru["candidate_kernel"] + gru["candidate_bias"])
+    return update * state + (1 - update) * new
+
+
+def sentence(
+    gru: Mapping[str, Tensor], project: Tensor, table: Tensor, vector: Tensor, decoding: Decoding
+) -> list[int]:
+    """The best sentence of one item by beam search, a step of the decoder for each word of its hypotheses."""
+
+    def rank(hypothesis: Hypothesis) -> float:
+        return hypothesis.log_probability / max(len(hypothesis.token), 1) ** decoding.alpha
+
+    beam = [Hypothesis((), 0.0, vector)]
+    for step in range(decoding.longest):
+        live = [hypothesis for hypothesis in beam if not hypothesis.ended]
+        if not live:
+            break
+        last = [hypothesis.token[-1] if hypothesis.token else START for hypothesis in live]
+        state = gru_cell(gru, table[last], torch.stack([hypothesis.state for hypothesis in live]))
+        log_probability = torch.log_softmax(state @ project, dim=1)
+        log_probability[:, [PAD, START, UNKNOWN, *([END] if step == 0 else [])]] = -torch.inf
+        best = log_probability.topk(decoding.beams, dim=1)
+        further = [hypothesis for hypothesis in beam if hypothesis.ended]
+        for row, before in enumerate(live):
+            for value, token in zip(best.values[row].tolist(), best.indices[row].tolist(), strict=True):
+                further.append(Hypothesis((*before.token, token), before.log_probability + value, state[row]))
+        beam = sorted(further, key=rank, reverse=True)[: decoding.beams]
+    return [token for token in max(beam, key=rank).token if token != END]
+
+
+def sentences(
+    gru: dict[str, np.ndarray], project: np.ndarray, table: np.ndarray, vector: np.ndarray, decoding: Decoding
+) -> Callable[[], list[list[int]]]:
+    """A run of :func:`sentence` for each of the vectors [N, D]."""
+    cell = {name: torch.from_numpy(array) for name, array in gru.items()}
+    matrix, words, items = (torch.from_numpy(array) for array in (project, table, vector))
+
+    def run() -> list[list[int]]:
+        with torch.no_grad():
+            return [sentence(cell, matrix, words, item, decoding) for item in items]
+
+    return run
 
 
 class Scan(nn.Module):

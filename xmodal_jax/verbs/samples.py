@@ -81,9 +81,7 @@ def collect(
 
 def to_html(title: str, samples: Sequence[Sample]) -> str:
     """One file that needs no other: the pictures are in it."""
-    lead = (
-        "What the system says of each picture, and which captions of the split it ranks first. Green: of this picture."
-    )
+    lead = "What the system says of each picture, and which captions it ranks first. Green: written for this picture."
     return sections.page_of(title, lead, [f"<style>{STYLE}</style>", *map(article, samples)])
 
 
