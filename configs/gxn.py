@@ -85,8 +85,8 @@ def get_config(arg: str | None = None) -> Config:
         config.loss.hardness = 0.0
         config.model.embed_dim = config.model.gru_dim = 256
         config.model.side = config.data.pixels.side = config.data.pixels.resize = 32
-        config.model.filters, config.epochs = 16, 5.0
-        lengths, rate = (4.0, 0.5, 0.5), 1e-4
+        config.model.filters, config.epochs = 16, 3.0
+        lengths, rate = (2.5, 0.5, 0.5), 1e-4
     if data == "scenes":
         config.loss.hardness = 0.0
         config.model.embed_dim = config.model.gru_dim = 128

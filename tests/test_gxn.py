@@ -139,7 +139,7 @@ def texts(sentences):
     return [" ".join(f"w{x}" for x in s) for s in sentences]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_rewards_are_those_of_the_evaluation(seed):
     images = corpus(seed=seed)
     random = np.random.default_rng(seed + 10)
@@ -320,7 +320,7 @@ def test_idle_losses_are_neither_computed_nor_logged():
     weights = {"rank": 1.0, "discrimination": 0.0, "generation": 0.0, "kl": 0.0}
 
     def metrics(**other):
-        objective = Objective(losses.triplet, {"margin": 0.2}, {**weights, **other})
+        objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 0.0}, {**weights, **other})
         rest = (model, objective, {}, batch, jnp.zeros((), jnp.int32), jax.random.key(0))
         return jax.eval_shape(lambda params: loss_fn(params, *rest), variables["params"])[1][0]
 
@@ -335,22 +335,17 @@ def test_a_run_draws_what_it_imagines_and_reads_no_pictures_after_training(tmp_p
     run_ = Run(tmp_path / "run")
     assert list(run_.facts.image) == ["region"]  # evaluation, bundles and the service ask for no pictures
     capsys.readouterr()
-    for name in ("a", "b"):
-        assert cli.run(["show", str(tmp_path / "run"), "--imagined", str(tmp_path / f"{name}.png")]) == 0
-    assert "8 captions of dev" in capsys.readouterr().out
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert cli.run(["show", str(tmp_path / "run"), "--imagined", str(tmp_path / "a.png")]) == 0
+    assert "8 captions of dev" in capsys.readouterr().out and (tmp_path / "a.png").stat().st_size > 10_000
     made = imagined.imagine(run_, run_.variables(1)[0], "test", np.array([0, 5, 7]), 2, 0)
     assert made.shape == (3, 2, 16, 16, 3) and np.abs(made[:, 0] - made[:, 1]).max() > 1e-4
 
     bare = planted(tmp_path / "bare", train=12, other=4)
     assert train("gxn.py:t2i", bare, tmp_path / "refused", *tiny) == 3
     assert "has no pictures, and the system reads pixels; add them" in capsys.readouterr().err
-    assert train("gxn.py:gxn", bare, tmp_path / "plain", "--config.steps=1") == 0
-    assert cli.run(["show", str(tmp_path / "plain"), "--imagined", str(tmp_path / "c.png")]) == 2
-    assert "makes no pictures of captions" in capsys.readouterr().err
 
 
-def test_a_run_rewards_by_the_n_grams_of_its_training_captions(tmp_path):
+def test_a_run_rewards_by_the_n_grams_of_its_training_captions(tmp_path, capsys):
     data = planted(tmp_path / "set", train=12, other=4)
     assert train("gxn.py:mix", data, tmp_path / "run", "--config.stages=()", "--config.steps=1") == 0
     state = Checkpoints(tmp_path / "run", read_only=True).restore_model(1)["model_state"]["ngrams"]
@@ -363,3 +358,5 @@ def test_a_run_rewards_by_the_n_grams_of_its_training_captions(tmp_path):
     alone = state["prefix"] == -1
     assert dict(zip(state["word"][alone].tolist(), state["frequency"][alone].tolist(), strict=True)) == kept
     assert state["images"] == 12 and (~alone).sum() > 10
+    assert cli.run(["show", str(tmp_path / "run"), "--imagined", str(tmp_path / "a.png")]) == 2
+    assert "makes no pictures of captions" in capsys.readouterr().err
