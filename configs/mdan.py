@@ -9,8 +9,8 @@ ablation is the number of steps:
 
     --config.model.steps=K, K from 1 to 3; 0 leaves the attention out
 
-Reached (docs/results.md): not measured. On Flickr8k's dev 111 after 100 steps at widths of 256, dropout 0.2, margin 50
-and Adam at 1e-3 with clipping at 2; at the published settings nothing was run.
+Reached on Flickr8k (docs/results.md): 168.9 after 200 steps at widths of 256, dropout 0.2, margin 50 and Adam at 1e-3
+with clipping at 2, K = 1 166.2, K = 3 163.6; at the published settings nothing was run.
 """
 
 from ml_collections import ConfigDict
