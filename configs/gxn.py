@@ -11,6 +11,8 @@ specified and else a [reconstruction]. The rows of its ablation: ``gru``, ``bigr
     --config.model.feature=pixels --config.model.network=resnet152 --config.init.workdir=runs/xe
 
 with ``--config.optim.rules`` as in configs/vse_pixels.py; the generator's pictures are then made of the network's.
+
+Reached (docs/results.md): not measured.
 """
 
 from typing import Any

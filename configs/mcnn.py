@@ -13,6 +13,8 @@ loss draws one negative; here all of the batch count, and ``--config.loss.name=h
 model.feature is pixels and model.network vgg19_fc7, frozen or trained by optim.rules and stages as in vse_pixels.py.
 
 ``f8k`` trains in some 20 minutes of a CPU core, at batches as large as the level allows. Reached: not measured.
+
+Reached (docs/results.md): not measured.
 """
 
 from ml_collections import ConfigDict

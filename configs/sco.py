@@ -11,8 +11,9 @@ encoder) over `sampling` (scheduled), and over `gate` (no generation), that over
 `context` or `concept` alone. docs/systems.md lists its rows with their commands; `--config.model.fusion` is another
 fusion under the same generation. The schedule of `sampling` is not known: a line over 10,000 steps to a quarter.
 
-Reached on Flickr8k (docs/results.md), width 256, 600 steps: gate 195.4, sum 192.5, concept 188.4, context 176.5; one H200, 12 epochs, without generation: sum 258.5 and concept 246.7 (stopped
-before their end), context 254.9, gate 238.7 (stopped half way).
+Reached on Flickr8k without generation (docs/results.md), width 256, 600 steps: gate 195.4, sum 192.5, concept 188.4,
+context 176.5; one H200, 12 epochs: sum 258.5 and concept 246.7 (stopped before their end), context 254.9, gate 238.7
+(stopped half way).
 """
 
 from ml_collections import ConfigDict

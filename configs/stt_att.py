@@ -5,6 +5,8 @@
 Source: Peri, Sah, Ptucha, ICIP 2019; settings of the released code's script (peri044/STT), whose data is F30K's.
 `stt_para_att`: the released code computes that loss and leaves it out of the total, so its weight is a choice
 [reconstruction]: that of the ranking loss, which is a sum over the batch where this one is a mean.
+
+Reached (docs/results.md): not measured.
 """
 
 import runpy

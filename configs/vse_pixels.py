@@ -10,8 +10,8 @@ Its weights are torchvision's ResNet-152, in a file that ``--config.init.backbon
 (networks lite0 and lite2). The paper's "1C" is ``--config.data.pixels.train=centre``.
 
 Reached on Flickr8k's photographs at 112 pixels with lite0 (docs/results.md), short: 75.0 after 235 steps of ``rc``,
-92.3 after 100 more of all parameters with the sum of hinges at 2e-4; at 96 pixels 95.4 so, frozen 91.5. Fine-tuning by hardest negatives so early fell to
-27.7.
+92.3 after 100 more of all parameters with the sum of hinges at 2e-4; at 96 pixels 95.4 so, frozen 91.5.
+Fine-tuning by hardest negatives so early fell to 27.7.
 """
 
 from ml_collections import ConfigDict

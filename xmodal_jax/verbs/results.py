@@ -116,15 +116,14 @@ def argument_of(config: Config) -> tuple[str, dict[str, Any]]:
     of its name in the package is named by its model alone, and its keys are those that the defaults do not have.
     """
     name, saved = config.model.name, configs.flatten(config)
-    try:
-        file = Path(configs.find(f"{name}.py"))
-    except UsageError:
+    file = file_of(str(name))
+    if file is None:
         plain = configs.flatten(base("own"))
         return str(name), difference({k: v for k, v in saved.items() if k != "model.name"}, plain)
     # Where two sets have the same settings, the run is of the one that its folder is named by, or else of any other
     sets = sorted(DATA, key=lambda word: (Path(config.data.dir).name != word, word != "own"))
     found = []
-    for path in (file, *sorted(file.parent.glob(f"{name}_*.py"))):  # a model may have several configs
+    for path in (file, *sorted(file.parent.glob(f"{file.stem}_*.py"))):  # a model may have several configs
         module = module_of(path)
         for word in (f"{variant},{data}" for variant in module.VARIANTS for data in sets):
             plain = configs.flatten(module.get_config(word))
@@ -133,6 +132,16 @@ def argument_of(config: Config) -> tuple[str, dict[str, Any]]:
                 found.append((difference(kept, plain), f"{path.name}:{word}"))
     changed, argument = min(found, key=lambda pair: len(pair[0]))
     return argument, changed
+
+
+def file_of(model: str) -> Path | None:
+    """The config of a model of the package: of its name, or of a model that it extends (``sco_order``, ``sco``)."""
+    while model:
+        try:
+            return Path(configs.find(f"{model}.py"))
+        except UsageError:
+            model = model.rpartition("_")[0]
+    return None
 
 
 def difference(saved: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
