@@ -13,9 +13,9 @@ of theirs.
 
 Reached (docs/results.md): with hardest negatives from the start the towers do not leave chance on Flickr8k, 30.0
 without and 12.0 with the adversary, both stopped. With the sum of hinges (``--config.loss.hardness=0``) at width 256,
-500 steps, three seeds: 162.0 with it, 162.9 without; on dev 156 at alpha 0, with a discriminator that is right of 92 % of a batch, and 155 at alpha 0.1, right of
-49 % (one seed each). A linear probe that is trained afterwards tells the modalities all the same, 96 % and 99 % of
-dev.
+500 steps, three seeds: 162.0 with it, 162.9 without; on dev 156 at alpha 0, with a discriminator that is right of 92 %
+of a batch, and 155 at alpha 0.1, right of 49 % (one seed each). A linear probe that is trained afterwards tells the
+modalities all the same, 96 % and 99 % of dev.
 """
 
 import runpy
