@@ -151,7 +151,7 @@ def test_equations(form, local, regulariser, steps):
 
 def test_the_printed_attention_knows_neither_pair_nor_step():
     """The oracle above has the terms of the context and of the past; here they are other ones."""
-    model = Model(**SIZES, attention_form="printed")
+    model = Model(**SIZES, attention_form="printed", regulariser="printed")
     params = parameters(model)
     scores, (regions, words), *_ = use(model, params, IMAGES, TEXTS)
     for look in (np.asarray(regions), np.asarray(words).swapaxes(0, 1)):
@@ -300,7 +300,7 @@ def test_glimpses_encode_first():
 
 
 def test_half_precision():
-    model, half = Model(**SIZES), Model(**SIZES, dtype="bfloat16")
+    model, half = (Model(**{**SIZES, "steps": 1, "dtype": dtype}) for dtype in ("float32", "bfloat16"))
     params = parameters(model)
     full, low = (use(m, params, IMAGES, TEXTS)[0] for m in (model, half))
     assert low.dtype == jnp.float32
