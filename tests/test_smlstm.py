@@ -34,7 +34,6 @@ SIZES: Any = {
     "steps": 2,
 }
 BLOCK = Block(2, 2, 3)
-COVERAGE = {"squared": 2, "printed": 1}
 
 
 def parameters(model) -> Any:
@@ -131,6 +130,7 @@ def test_equations(form, local, regulariser, steps):
     fields = {"attention_form": form, "local_sim": local, "steps": steps, "regulariser": regulariser}
     model = Model(**{**SIZES, **fields})
     params = parameters(model)
+    assert ("bias" in params["pairs"]["image"]["fragment"]) == (form != "joint")  # one bias of a sum is enough
     scores, (regions, words), aux, _ = use(model, params, IMAGES, TEXTS)
     assert (scores.shape, regions.shape, words.shape) == ((B, C), (B, C, steps, R), (B, C, steps, W))
     bound = model.bind({"params": params})
@@ -144,7 +144,9 @@ def test_equations(form, local, regulariser, steps):
         for got, wanted in zip((regions[b, c], words[b, c]), looks, strict=True):
             np.testing.assert_allclose(got[:, : wanted.shape[1]], wanted, atol=1e-5)
             assert not got[:, wanted.shape[1] :].any()
-        covered[b, c] = sum(np.sum((1.0 - look.sum(axis=0)) ** COVERAGE[regulariser]) for look in looks)
+        covered[b, c] = sum(
+            np.sum((1.0 - look.sum(axis=0)) ** (2 if regulariser == "squared" else 1)) for look in looks
+        )
     assert aux["coverage"] == pytest.approx(covered[ROW, np.arange(C)].mean(), rel=1e-4)
     assert steps == 1 or (np.ptp(regions[0], axis=(0, 1)).max() > 1e-4) == (form != "printed")
 

@@ -149,7 +149,8 @@ def selective(hardness: float | None, few: int = 16, hidden: int = 1024) -> Case
 
     def score(weights: Any, region: jax.Array, whole: jax.Array, word: jax.Array) -> jax.Array:
         image, text = pairs.apply({"params": weights}, region, whole, word, method=items)
-        return pairwise(lambda v, *pair: pairs.apply({"params": v}, *pair, method="score"), weights, image, text)
+        apply: Any = pairs.apply
+        return pairwise(lambda v, *pair: apply({"params": v}, *pair, method="score"), weights, image, text)
 
     function = score if hardness is None else jax.value_and_grad(loss_of(score, hardness), argnums=(0, 1, 2, 3))
 
