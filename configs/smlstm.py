@@ -12,7 +12,8 @@ founding ablations:
     --config.model.attention_form=product       the other reading of the attention; or the variant printed
     --config.model.local_sim=add                the other reading of the local similarity
 
-Reached (docs/results.md): not measured.
+Reached (docs/results.md): not measured. On Flickr8k with GloVe vectors of 50 numbers (data.word_vectors,
+model.word_dim=50) rsum 141.8 on 200 images of dev, chance 16, after 100 steps of about half a second on a CPU core.
 """
 
 from ml_collections import ConfigDict
@@ -53,12 +54,12 @@ def get_config(arg: str | None = None) -> Config:
     if data in ("scenes", "f8k"):  # small enough for a CPU, and Adam: the published optimiser takes far more steps
         config.model.embed_dim, config.model.attention_dim, config.model.similarity_dim = 256, 64, 64
         config.model.hidden_dim = config.model.text_dim = 128
-        config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.clip_norm = "adam", 1e-3, 0.0, 2.0
+        config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.clip_norm = "adam", 3e-3, 0.0, 2.0
         config.data.batch_size = 64
         config.epochs, config.optim.schedule.at = 4.0, (3.0,)
     if data == "scenes":
         config.model.word_dim = 64
-        config.epochs, config.optim.schedule.at = 12.0, (8.0,)
+        config.optim.lr, config.epochs, config.optim.schedule.at = 6e-3, 12.0, (8.0,)
         config.data.dev_images = 0
     if tiny:
         shrink(config)

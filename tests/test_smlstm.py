@@ -34,7 +34,6 @@ SIZES: Any = {
     "steps": 2,
 }
 BLOCK = Block(2, 2, 3)
-COVERAGE = {"squared": 2, "printed": 1}
 
 
 def parameters(model) -> Any:
@@ -131,6 +130,7 @@ def test_equations(form, local, regulariser, steps):
     fields = {"attention_form": form, "local_sim": local, "steps": steps, "regulariser": regulariser}
     model = Model(**{**SIZES, **fields})
     params = parameters(model)
+    assert ("bias" in params["pairs"]["image"]["fragment"]) == (form != "joint")  # one bias of a sum is enough
     scores, (regions, words), aux, _ = use(model, params, IMAGES, TEXTS)
     assert (scores.shape, regions.shape, words.shape) == ((B, C), (B, C, steps, R), (B, C, steps, W))
     bound = model.bind({"params": params})
@@ -144,14 +144,16 @@ def test_equations(form, local, regulariser, steps):
         for got, wanted in zip((regions[b, c], words[b, c]), looks, strict=True):
             np.testing.assert_allclose(got[:, : wanted.shape[1]], wanted, atol=1e-5)
             assert not got[:, wanted.shape[1] :].any()
-        covered[b, c] = sum(np.sum((1.0 - look.sum(axis=0)) ** COVERAGE[regulariser]) for look in looks)
+        covered[b, c] = sum(
+            np.sum((1.0 - look.sum(axis=0)) ** (2 if regulariser == "squared" else 1)) for look in looks
+        )
     assert aux["coverage"] == pytest.approx(covered[ROW, np.arange(C)].mean(), rel=1e-4)
     assert steps == 1 or (np.ptp(regions[0], axis=(0, 1)).max() > 1e-4) == (form != "printed")
 
 
 def test_the_printed_attention_knows_neither_pair_nor_step():
     """The oracle above has the terms of the context and of the past; here they are other ones."""
-    model = Model(**SIZES, attention_form="printed")
+    model = Model(**SIZES, attention_form="printed", regulariser="printed")
     params = parameters(model)
     scores, (regions, words), *_ = use(model, params, IMAGES, TEXTS)
     for look in (np.asarray(regions), np.asarray(words).swapaxes(0, 1)):
@@ -300,7 +302,7 @@ def test_glimpses_encode_first():
 
 
 def test_half_precision():
-    model, half = Model(**SIZES), Model(**SIZES, dtype="bfloat16")
+    model, half = (Model(**{**SIZES, "steps": 1, "dtype": dtype}) for dtype in ("float32", "bfloat16"))
     params = parameters(model)
     full, low = (use(m, params, IMAGES, TEXTS)[0] for m in (model, half))
     assert low.dtype == jnp.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,12 @@ def xavier(size: int, dtype: Any = "float32", **options: Any) -> nn.Dense:
         options: further ones of :class:`flax.linen.Dense`.
     """
     return nn.Dense(size, kernel_init=nn.initializers.xavier_uniform(), dtype=jnp.dtype(dtype), **options)
+
+
+def linear(size: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
+    """:func:`xavier` whose sums and result are float32, whatever the type of its product."""
+    dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    return xavier(size, dtype, dot_general=dot, name=name, **options)
 
 
 def masked_softmax(logit: Float[AnyArray, "..."], mask: Bool[AnyArray, "..."], axis: int = -1) -> Float[Array, "..."]:

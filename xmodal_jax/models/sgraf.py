@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.dense import masked_softmax, xavier
+from xmodal_jax.layers.dense import linear, masked_softmax
 from xmodal_jax.layers.image import as_regions, mean_pool
 from xmodal_jax.layers.norm import BatchNorm
 from xmodal_jax.layers.recurrent import BiGRU
@@ -31,12 +31,6 @@ class Item(NamedTuple):
 
     part: Fragments
     whole: Any
-
-
-def linear(size: int, dtype: Any, name: str | None = None) -> nn.Dense:
-    """Xavier uniform weight, zero bias, sums and result in float32, as all of this system's are."""
-    dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    return xavier(size, dtype, dot_general=dot, name=name)
 
 
 def product(spec: str, a: AnyArray, b: AnyArray, dtype: Any) -> jax.Array:

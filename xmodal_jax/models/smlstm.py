@@ -1,17 +1,14 @@
 """sm-LSTM: at each of T steps a pair looks at some regions and some words, and an LSTM collects how alike they are.
 
 Huang, Wang, Wang, "Instance-aware Image and Sentence Matching with Selective Multimodal LSTM", CVPR 2017 (arXiv
-1611.05588). There is no released code. Two of the printed equations cannot do what the text says of them, so that each
-has a form that can, which is the default, beside the printed one:
-
-* the printed attention adds what the context and the past say after the nonlinearity, where it is the same for every
-  region and cancels in the softmax: all steps look at the same regions, whatever the pair;
-* the printed regulariser is a constant, for the weights of a step add up to one.
+1611.05588). There is no released code. Two of the printed equations cannot do what they are for; beside each stands a
+form that can, the default. The printed attention adds what the context and the past say after the nonlinearity, where
+it is the same for every region and cancels in the softmax: all steps look at the same regions, whatever the pair. The
+printed regulariser is a constant, for the weights of a step add up to one.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.errors import UsageError
-from xmodal_jax.layers.dense import masked_softmax, xavier
+from xmodal_jax.layers.dense import linear, masked_softmax
 from xmodal_jax.layers.image import as_regions, image_vector, mean_pool
-from xmodal_jax.layers.lstm import LSTM, BiLSTM, LSTMState, lstm_cell, lstm_gates
+from xmodal_jax.layers.lstm import LSTM, BiLSTM, lstm_cell, lstm_gates
 from xmodal_jax.layers.recurrent import product, scanning
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
@@ -31,7 +28,7 @@ from xmodal_jax.types import Batch, Fragments, Images, Inputs, Texts
 
 ATTENTIONS = ("joint", "product", "printed")
 LOCAL = ("add", "mul")
-REGULARISERS = ("squared", "printed")
+REGULARISERS = {"squared": 2, "printed": 1}  # powers
 MOST = 40.0  # where e^x is cut off: two such factors are still a float32, and the sigmoid of 40 is 1
 
 
@@ -41,18 +38,6 @@ class Item(NamedTuple):
     key: Fragments  # [N, T, A]: what of the attention's logit depends on a fragment; [N, T, 1] if it is "printed"
     value: Fragments  # [N, T, D]: fragments as the local similarity sees them
     first: Any  # [N, D]: what is seen at the first step, which has no past
-
-
-class Step(NamedTuple):
-    """Where a step looks."""
-
-    region: Any  # [..., R]
-    word: Any  # [..., W]
-
-
-def linear(size: int, dtype: Any, **options: Any) -> nn.Dense:
-    """Xavier uniform weight, zero bias, sums and result in float32."""
-    return xavier(size, dtype, dot_general=partial(jax.lax.dot_general, preferred_element_type=jnp.float32), **options)
 
 
 class Side(nn.Module):
@@ -66,11 +51,7 @@ class Side(nn.Module):
         \\text{product} \\quad & w \\cdot (s_m \\odot s_x \\odot s_h), \\quad s_v = \\sigma(W_v v + b_v) \\\\
         \\text{printed} \\quad & w \\cdot (s_m + s_x + s_h)
 
-    Attributes:
-        form: one of these.
-        hidden: A, the size of w.
-        size: D.
-        state: H, the size of h.
+    ``form`` is one of these; ``hidden`` is A, the size of w, ``size`` D, ``state`` H, the size of h.
     """
 
     form: str
@@ -128,14 +109,7 @@ class Side(nn.Module):
 
 
 class Pairs(nn.Module):
-    """T steps of images and captions whose leading axes broadcast.
-
-    Attributes:
-        form: of the attention, see :class:`Side`.
-        local: how the two halves of the local similarity meet, "add" or "mul".
-        sizes: A, D, that of the local similarity s_t, and H.
-        steps: T.
-    """
+    """T steps of images and captions whose leading axes broadcast; ``sizes`` are A, D, that of s_t, and H."""
 
     form: str
     local: str
@@ -155,32 +129,26 @@ class Pairs(nn.Module):
         image, text = self.ready(image, text)
         if scanning():
             return self.walk(jax.tree.map(lambda leaf: leaf[:, None], image), text)[0]
-        axes: Any = (nn.broadcast, 0)
-        over_captions = nn.scan(
-            nn.remat(Pairs.__call__, prevent_cse=False),
-            variable_broadcast="params",
-            split_rngs={"params": False},
-            in_axes=axes,
-            out_axes=1,
-        )
-        return over_captions(self, (), image, text)[1]
+        step, axes = nn.remat(Pairs.__call__, prevent_cse=False), (nn.broadcast, 0)
+        options: Any = {"variable_broadcast": "params", "split_rngs": {"params": False}, "in_axes": axes}
+        return nn.scan(step, out_axes=1, **options)(self, (), image, text)[1]
 
     def ready(self, image: Item, text: Item) -> tuple[Item, Item]:
         return self.image.ready(image), self.text.ready(text)
 
-    def walk(self, image: Item, text: Item) -> tuple[Float[Array, "*n"], list[Step]]:
+    def walk(self, image: Item, text: Item) -> tuple[Float[Array, "*n"], list[tuple[Any, Any]]]:
         """Scores of items that are ready, and where the steps after the first look."""
         matrix_in, matrix, bias = self.collect.weights(self.sizes[2])
-        seen: Any = (image.first, text.first)
-        state, steps = None, []
-        for _ in range(self.steps):
-            if state is not None:
-                steps.append(Step(self.image.attend(image, state.hidden), self.text.attend(text, state.hidden)))
-                seen = self.image.see(image, steps[-1].region), self.text.see(text, steps[-1].word)
-            both = seen[0] + seen[1] if self.local == "add" else seen[0] * seen[1]
-            inputs = product(self.similarity(both), matrix_in) + bias
-            state = (lstm_gates(0.0, inputs) if state is None else lstm_cell(state, inputs, matrix))[0]
-        assert isinstance(state, LSTMState)
+        meet = {"add": jnp.add, "mul": jnp.multiply}[self.local]
+
+        def read(a: AnyArray, w: AnyArray) -> jax.Array:
+            return product(self.similarity(meet(a, w)), matrix_in) + bias
+
+        state, steps = lstm_gates(0.0, read(image.first, text.first))[0], []
+        for _ in range(self.steps - 1):
+            region, word = self.image.attend(image, state.hidden), self.text.attend(text, state.hidden)
+            steps.append((region, word))
+            state = lstm_cell(state, read(self.image.see(image, region), self.text.see(text, word)), matrix)[0]
         return self.final(nn.sigmoid(self.hidden(state.hidden)))[..., 0], steps
 
     def __call__(self, carry: tuple[()], image: Item, text: Item) -> tuple[tuple[()], Float[Array, "*n"]]:
@@ -232,8 +200,7 @@ class Model(Matcher):
         return "embed/embedding"
 
     def setup(self) -> None:
-        choices = {"attention_form": ATTENTIONS, "local_sim": LOCAL, "regulariser": REGULARISERS}
-        for name, known in choices.items():
+        for name, known in (("attention_form", ATTENTIONS), ("local_sim", LOCAL), ("regulariser", REGULARISERS)):
             if getattr(self, name) not in known:
                 raise UsageError(f'No {name} "{getattr(self, name)}" (model.{name}); there are {", ".join(known)}.')
         dtype = jnp.dtype(self.dtype)
@@ -262,14 +229,13 @@ class Model(Matcher):
         self, image: tuple[Item, Any], text: tuple[Item, Any]
     ) -> tuple[Float[Array, "*n k r"], Float[Array, "*n k w"]]:
         """Where the K = T steps of encoded items look; leading axes broadcast."""
-        steps = self.pairs.walk(*self.pairs.ready(image[0], text[0]))[1]
-        steps = [Step(image[1], text[1]), *steps]
-
-        def stack(weights: list[Any]) -> jax.Array:
-            shape = jnp.broadcast_shapes(image[1].shape[:-1], text[1].shape[:-1])
-            return jnp.stack([jnp.broadcast_to(w, (*shape, w.shape[-1])) for w in weights], axis=-2)
-
-        return stack([step.region for step in steps]), stack([step.word for step in steps])
+        steps = [(image[1], text[1]), *self.pairs.walk(*self.pairs.ready(image[0], text[0]))[1]]
+        shape = jnp.broadcast_shapes(image[1].shape[:-1], text[1].shape[:-1])
+        region, word = (
+            jnp.stack([jnp.broadcast_to(weight, (*shape, weight.shape[-1])) for weight in side], axis=-2)
+            for side in zip(*steps, strict=True)
+        )
+        return region, word
 
     def glimpses(self, image: Images, text: Texts) -> tuple[Float[Array, "b c k r"], Float[Array, "b c k w"]]:
         images = jax.tree.map(lambda leaf: leaf[:, None], self.encode_image(image, train=False))
@@ -284,11 +250,8 @@ class Model(Matcher):
         """
         row, real = jnp.asarray(batch.text.row), jnp.asarray(batch.text.id) >= 0
         own = jax.tree.map(lambda leaf: leaf[row], image)
-        power = {"squared": 2, "printed": 1}[self.regulariser]
-
-        def missed(weight: Float[Array, "c k t"], mask: Bool[AnyArray, "c t"]) -> Float[Array, " c"]:
-            return jnp.sum(jnp.where(mask, (1.0 - jnp.sum(weight, axis=1)) ** power, 0.0), axis=1)
-
-        sides = zip(self.looks(own, text), (own[0].key.mask, text[0].key.mask), strict=True)
-        missed_of_pair = sum(missed(weight, mask) for weight, mask in sides)
-        return {"coverage": jnp.sum(jnp.where(real, missed_of_pair, 0.0)) / jnp.maximum(jnp.sum(real), 1)}
+        total = jnp.zeros(())
+        for weight, mask in zip(self.looks(own, text), (own[0].key.mask, text[0].key.mask), strict=True):
+            missed = (1.0 - jnp.sum(weight, axis=1)) ** REGULARISERS[self.regulariser]
+            total += jnp.sum(jnp.where(mask & real[:, None], missed, 0.0))
+        return {"coverage": total / jnp.maximum(jnp.sum(real), 1)}
