@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> Config:
         config.data.dev_images = 250  # all pairs of 1,000 take "word" minutes
     if data == "scenes":  # narrower, and Adam: in so few steps SGD stays where all scores are equal
         config.model.widths, config.model.hidden_dim, config.model.image_dim = (64, 64, 64), 128, 128
-        config.optim.name, config.optim.lr = "adam", 3e-3
+        config.optim.name, config.optim.lr, config.optim.schedule.kind = "adam", 3e-3, "constant"
         config.data.dev_images = 0
     if tiny:
         shrink(config)
