@@ -9,10 +9,12 @@
 Source: Ma, Lu, Shang, Li, ICCV 2015; no code was published. Known: margin 0.5, dropout 0.1, SGD, early stopping (the
 best step on dev counts). [recalled]: all sizes, the batch (100 to 150), word vectors from skip-gram of 50 numbers,
 given by ``--config.data.word_vectors`` and trained. Guesses: rate, momentum, clipping, schedule, epochs. The paper's
-loss draws one negative; here all of the batch count, and ``--config.loss.name=halves`` draws. For VGG-19 itself
-model.feature is pixels and model.network vgg19_fc7, frozen or trained by optim.rules and stages as in vse_pixels.py.
+loss draws one negative; here all of the batch count, and ``--config.loss.name=halves`` draws (far slower: after 150
+steps the scenes are at chance). For VGG-19 itself model.feature is pixels and model.network vgg19_fc7, frozen or
+trained by optim.rules and stages as in vse_pixels.py.
 
-``f8k`` trains in some 20 minutes of a CPU core, at batches as large as the level allows. Reached: not measured.
+``f8k`` trains in some 20 minutes of a CPU core, at batches as large as the level allows. Reached: not
+measured; after 100 steps dev rsum on 250 images is 30 to 49, by chance 13.
 """
 
 from ml_collections import ConfigDict
