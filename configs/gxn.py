@@ -27,7 +27,11 @@ GAMMA = 0.5  # of the self-critical loss in the mixture
 I2T = {"captioning": 1.0}
 RL = {"captioning": 1.0 - GAMMA, "self_critical": GAMMA}
 T2I = {"discrimination": 1.0, "generation": 1.0, "kl": 0.02}
-NET = r"imagination/.*"
+# Not in the norm that the towers are clipped by. At the discriminator's rate the generator does not keep up with it
+PLAYERS = (
+    {"match": r"imagination/(generator|augment)/.*", "lr": 5.0, "clip": False},
+    {"match": r"imagination/.*", "clip": False},
+)
 
 
 def stages(paths: tuple[str, ...], mixed: bool, lengths: tuple[float, ...], rate: float, key: str = "epochs") -> Any:
@@ -36,7 +40,7 @@ def stages(paths: tuple[str, ...], mixed: bool, lengths: tuple[float, ...], rate
     without: dict[str, float] = dict.fromkeys(T2I, 0.0) if "t2i" in paths else {}
     first = {key: lengths[0], "weights": off | without}
     alone = {"rank": 0.0, **(dict.fromkeys(I2T, 0.0) if "i2t" in paths else {}), **off}
-    frozen = ({"match": NET, "clip": False}, {"match": ".*", "lr": 0.0})
+    frozen = (*PLAYERS, {"match": ".*", "lr": 0.0})
     second = {key: lengths[1], "weights": alone, "optim": {"rules": frozen, "b1": 0.5, "lr": 2e-4}}
     third = {key: lengths[-1], "weights": RL if mixed else {}}
     third |= {"optim": {"lr": rate, "schedule": {"kind": "constant"}}}
@@ -81,10 +85,11 @@ def get_config(arg: str | None = None) -> Config:
     )
     config.data.pixels.side, config.data.pixels.resize, config.data.pixels.train = 64, 64, "centre"
     lengths, rate = (30.0, 20.0, 10.0), 2e-5
-    if "t2i" in paths:  # not in the norm that the towers are clipped by
-        config.optim.rules = ({"match": NET, "clip": False}, *config.optim.rules)
+    if "t2i" in paths:
+        config.optim.rules = (*PLAYERS, *config.optim.rules)
     if data == "f8k":  # for a processor core and 25 minutes
         config.loss.hardness = 0.0
+        config.data.lengths = (24, 40)  # each is a compilation, and so is each pair of captions and references
         config.model.embed_dim = config.model.gru_dim = 256
         config.model.side = config.data.pixels.side = config.data.pixels.resize = 32
         config.model.filters, config.epochs = 16, 3.0

@@ -1,8 +1,9 @@
 """Pictures from sentences: a conditional generative adversarial network on small pictures.
 
 DCGAN (Radford et al., ICLR 2016) with the conditioning augmentation of StackGAN (Zhang et al., ICCV 2017). Pictures are
-float32 [N, S, S, 3] in -1..1. Groups of channels are normalised where those papers take statistics of the batch: a
-picture depends on its sentence and its noise alone, and so do the devices of a run agree.
+float32 [N, S, S, 3] in -1..1. Where those papers take statistics of the batch, the generator normalises groups of
+channels and the discriminator nothing: a picture depends on its sentence and its noise alone, and the devices of a run
+agree.
 """
 
 from __future__ import annotations
@@ -78,15 +79,16 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "n s s 3"], sentence: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
-        options = {"kernel_init": NORMAL, "dtype": jnp.dtype(self.dtype)}
+        # Nothing is normalised: statistics of one picture would hide its colour and its contrast
+        options = {"kernel_init": nn.initializers.he_normal(), "dtype": jnp.dtype(self.dtype)}
         for number in range(doublings(self.side)):
             x = nn.Conv(self.filters << number, (4, 4), (2, 2), **options)(x).astype(jnp.float32)
-            x = nn.leaky_relu(grouped(x) if number else x, 0.2)
+            x = nn.leaky_relu(x, 0.2)
         condition = nn.leaky_relu(nn.Dense(self.condition_dim, **options)(sentence).astype(jnp.float32), 0.2)
         shape = (*x.shape[:3], self.condition_dim)
         x = jnp.concatenate([x, jnp.broadcast_to(condition[:, None, None], shape)], axis=-1)
         x = nn.Conv(x.shape[-1] - self.condition_dim, (1, 1), **options)(x).astype(jnp.float32)
-        x = nn.leaky_relu(grouped(x), 0.2).reshape(len(x), -1)
+        x = nn.leaky_relu(x, 0.2).reshape(len(x), -1)
         return nn.Dense(1, **options)(x)[:, 0].astype(jnp.float32)
 
 

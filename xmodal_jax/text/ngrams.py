@@ -95,7 +95,7 @@ def find(table: NGrams, node: Int[Array, "*n"], word: Int[Array, "*n"]) -> tuple
 def shifted(x: Array, by: int, axes: int = 1) -> Array:
     """``x`` with what stands ``by`` places further along each of the last ``axes`` axes; zeros from beyond the end."""
     for axis in range(x.ndim - axes, x.ndim):
-        kept = jnp.take(x, jnp.arange(min(by, x.shape[axis]), x.shape[axis]), axis=axis)
+        kept = jax.lax.slice_in_dim(x, min(by, x.shape[axis]), x.shape[axis], axis=axis)
         gap = [(0, x.shape[axis] - kept.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)]
         x = jnp.pad(kept, gap)
     return x
