@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax import bench, cli, similarity
-from xmodal_jax.bench import cases, measure
+from xmodal_jax.bench import cases, material, measure, networks
 
 KEYS = {"name", "ours_s", "loop_s", "ratio", "gflops", "gemm_share", "memory_mb"}
 
@@ -15,7 +15,8 @@ KEYS = {"name", "ours_s", "loop_s", "ratio", "gflops", "gemm_share", "memory_mb"
 @pytest.fixture
 def small(monkeypatch):
     for name, value in {"B": 8, "R": 5, "D": 16}.items():
-        monkeypatch.setattr(cases, name, value)
+        for module in (cases, material, networks):
+            monkeypatch.setattr(module, name, value, raising=False)
     monkeypatch.setattr(measure, "GEMM", (64, 16, 32))
 
 
@@ -84,13 +85,13 @@ def test_adapt_equals_its_loop(small):
 @pytest.mark.parametrize("hardness", [None, 0.0])
 def test_smlstm_equals_its_loop(hardness, small):
     pytest.importorskip("torch", reason="torch (extra bench) is not installed")
-    agree(cases.selective(hardness, hidden=16))
+    agree(networks.selective(hardness, hidden=16))
 
 
 @pytest.mark.parametrize("level", ["word", "short", "long", "sentence"])
 def test_mcnn_equals_its_loop(level):
     pytest.importorskip("torch", reason="torch (extra bench) is not installed")
-    agree(cases.mcnn(level, None if level == "short" else 0.0, 6))
+    agree(networks.mcnn(level, None if level == "short" else 0.0, 6))
 
 
 def test_vse_equals_its_loop(small):

@@ -6,56 +6,22 @@ unless a row says otherwise. A loop that would take minutes is timed on fewer pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax import losses, similarity
+from xmodal_jax.bench.material import MARGIN, B, Case, D, R, W, fragments, loss_of, unit, word_counts
+from xmodal_jax.bench.networks import mcnn, selective
 from xmodal_jax.losses import Pairing, chunked
-from xmodal_jax.similarity.pairwise import Block, pairwise
+from xmodal_jax.similarity.pairwise import pairwise
 from xmodal_jax.types import Batch, Fragments, Images, Texts
 
-B, R, D, W = 128, 36, 1024, 20
-MARGIN = 0.2
 SCAN = {"t2i": {"smooth": 9.0, "lse": 6.0}, "i2t": {"smooth": 4.0, "lse": 5.0}}
-
-
-class Case(NamedTuple):
-    """Ours: a function, compiled here, and its arguments. The loop is a thunk, made only where torch is installed."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    flop: float | None = None  # that the task needs, whoever does it
-    loop: Callable[[], Callable[[], Any]] | None = None
-    scale: float = 1.0  # time of the whole task over that of what `function` does
-    loop_scale: float = 1.0  # likewise of the loop
-    repeat: int = 3
-    note: str = ""
-    compiled: bool = True  # by the benchmark; else the function does that itself
-    facts: Mapping[str, Any] = MappingProxyType({})
-
-
-def unit(random: np.random.Generator, *shape: int) -> np.ndarray:
-    x = random.standard_normal(shape, np.float32)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def word_counts(random: np.random.Generator, count: int) -> np.ndarray:
-    """[C] words of captions as long as those of COCO."""
-    return np.clip(np.round(np.exp(random.normal(np.log(12.8), 0.28, count))), 7, W).astype(int)
-
-
-def fragments(images: int, captions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit regions [B, R, D], unit words [C, W, D] and numbers of words [C], long captions first."""
-    random = np.random.default_rng(0)
-    length = -np.sort(-word_counts(random, captions))
-    word = unit(random, captions, W, D) * (np.arange(W) < length[:, None])[..., None]
-    return unit(random, images, R, D), word, length
 
 
 def scan_scores(direction: str, region: jax.Array, word: jax.Array, mask: jax.Array) -> jax.Array:
@@ -69,15 +35,6 @@ def scan_scores(direction: str, region: jax.Array, word: jax.Array, mask: jax.Ar
         return similarity.cross_attention(*image["region"], *text, direction=direction, context_gram=gram, **options)
 
     return pairwise(score, {}, image, Fragments(word, mask))
-
-
-def loss_of(score: Callable[..., jax.Array], hardness: float, margin: float = MARGIN) -> Callable[..., jax.Array]:
-    def loss(*args: jax.Array) -> jax.Array:
-        scores = score(*args)
-        positive = similarity.correspondence(jnp.arange(scores.shape[1]), scores.shape[0])
-        return losses.triplet(scores, positive, margin=margin, hardness=hardness)
-
-    return loss
 
 
 def scan(direction: str, hardness: float | None, images: int = B, captions: int = B) -> Case:
@@ -122,87 +79,6 @@ def adapt(hardness: float | None) -> Case:
 
     note = f"loop on {few} of the {B} captions, scaled per pair"
     return Case(function, (region, scale, shift, query), loop=loop, loop_scale=B / few, note=note)
-
-
-def selective(hardness: float | None, few: int = 16, hidden: int = 1024) -> Case:
-    """Scores of sm-LSTM at the widths of its config, or its loss with gradients of all weights, regions and words."""
-    from xmodal_jax.models.smlstm import Pairs
-    from xmodal_jax.training.checkpoint import flat
-
-    sizes, steps = (hidden // 2, hidden, hidden // 4, hidden), 3
-    region, word, length = fragments(B, B)
-    mask, whole = np.arange(W) < length[:, None], unit(np.random.default_rng(1), B, D)
-    pairs = Pairs("joint", "mul", sizes, steps, jnp.dtype("float32"))
-
-    def items(pairs: Any, region: Any, whole: Any, word: Any) -> tuple[Any, Any]:
-        last = jnp.take_along_axis(word, (length - 1)[:, None, None], axis=1)[:, 0]
-        return pairs.image(region, np.ones(region.shape[:2], bool), whole)[0], pairs.text(word, mask, last)[0]
-
-    def trace(pairs: Any, *sides: Any) -> Any:
-        return pairs.score(*items(pairs, *sides))
-
-    shapes: Any = jax.eval_shape(partial(pairs.init, method=trace), jax.random.key(0), region, whole, word)
-    random = np.random.default_rng(2)
-    weights: Any = jax.tree.map(
-        lambda x: random.normal(scale=x.shape[0] ** -0.5, size=x.shape).astype(np.float32), shapes["params"]
-    )
-
-    def score(weights: Any, region: jax.Array, whole: jax.Array, word: jax.Array) -> jax.Array:
-        image, text = pairs.apply({"params": weights}, region, whole, word, method=items)
-        apply: Any = pairs.apply
-        return pairwise(lambda v, *pair: apply({"params": v}, *pair, method="score"), weights, image, text)
-
-    function = score if hardness is None else jax.value_and_grad(loss_of(score, hardness), argnums=(0, 1, 2, 3))
-
-    def loop() -> Callable[[], Any]:
-        from xmodal_jax.bench import loops
-
-        some = slice(None, None, -(-B // few))  # of all lengths
-        captions = [caption[:n].copy() for caption, n in zip(word[some], length[some], strict=True)]
-        sides = [flat(weights), region, whole]
-        return loops.matcher(loops.selective, sides, captions, {"steps": steps}, margin=MARGIN, hardness=hardness)
-
-    few = min(few, B)
-    note = f"loop on {few} of the {B} captions, scaled per pair"
-    return Case(function, (weights, region, whole, word), loop=loop, loop_scale=B / few, repeat=1, note=note)
-
-
-def mcnn(level: str, hardness: float | None, size: int = B) -> Case:
-    """Scores of m-CNN from features and words, or its loss with gradients of all parameters, at the paper's widths."""
-    from xmodal_jax.models.mcnn import LEVELS, Model
-    from xmodal_jax.training.step import initialise
-
-    features, vocabulary, positions = 4096, 8000, 30
-    random = np.random.default_rng(0)
-    mask = np.arange(positions) < word_counts(random, size)[:, None]
-    token = np.where(mask, random.integers(4, vocabulary, mask.shape), 0).astype(np.int32)
-    feature = np.abs(random.standard_normal((size, features), np.float32))
-    number = np.arange(size, dtype=np.int32)
-    batch = Batch(Images({"global": feature}, mask[:, :1], number), Texts(token, mask, number, number, number))
-    model = Model(vocabulary, level)
-    params = initialise(model, jax.tree.map(lambda leaf: leaf[:1], batch), 0).params
-
-    def score(params: Any, batch: Batch) -> jax.Array:
-        def apply(variables: Any, *args: Any, **options: Any) -> Any:
-            return model.apply({"params": variables}, *args, **options)
-
-        image, _ = apply(params, batch.image, method="encode_image", train=False)
-        text, _ = apply(params, batch.text, method="encode_text", train=False)
-        return pairwise(partial(apply, method="score"), params, image, text, block=Block(128, 1, 32))
-
-    def loop() -> Callable[[], Any]:
-        from xmodal_jax.bench import loops
-
-        join, tree = LEVELS.index(level), jax.tree.map(np.array, params)
-        layers = [tree["image_encoder"], *(tree[f"layers_{i}"] for i in range(4)), tree["final"]]
-        joint = layers[1 + join]
-        joint["kernel"] = np.vstack([joint["kernel"], tree["image_part"]["kernel"]])
-        sides = [feature, tree["embed"]["embedding"], *(layer[name] for layer in layers for name in ("kernel", "bias"))]
-        options = {"token": loops.torch.from_numpy(token).long(), "join": join}
-        return loops.matcher(loops.mcnn, sides, None, options, margin=0.5, hardness=hardness)
-
-    function = score if hardness is None else jax.value_and_grad(loss_of(score, hardness, 0.5))
-    return Case(function, (params, batch), loop=loop, note=f"B = {size}")
 
 
 def vse(size: int, chunk: int = 256) -> Case:

@@ -10,12 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xmodal_jax.losses.modality import mean
 from xmodal_jax.similarity import AnyArray
-
-
-def masked_mean(x: Float[AnyArray, " n"], real: Bool[AnyArray, " n"]) -> Float[Array, ""]:
-    """Mean over the items that are real; 0 where none is."""
-    return jnp.sum(jnp.where(real, x, 0.0)) / jnp.maximum(jnp.sum(real), 1)
 
 
 def discrimination(
@@ -32,18 +28,18 @@ def discrimination(
         fake: of generated pictures with the captions they were made from.
         wrong: of pictures with captions of other images, as far as ``differs``.
     """
-    refused = masked_mean(jax.nn.log_sigmoid(-fake), real) + masked_mean(jax.nn.log_sigmoid(-wrong), differs)
-    return -masked_mean(jax.nn.log_sigmoid(true), real) - 0.5 * refused
+    refused = mean(jax.nn.log_sigmoid(-fake), real) + mean(jax.nn.log_sigmoid(-wrong), differs)
+    return -mean(jax.nn.log_sigmoid(true), real) - 0.5 * refused
 
 
 def generation(fake: Float[AnyArray, " n"], real: Bool[AnyArray, " n"]) -> Float[Array, ""]:
     """``-E log D(G(z, t), t)``, the form whose gradient does not vanish where the discriminator is sure."""
-    return -masked_mean(jax.nn.log_sigmoid(fake), real)
+    return -mean(jax.nn.log_sigmoid(fake), real)
 
 
 def divergence(
-    mean: Float[AnyArray, "n d"], log_sigma: Float[AnyArray, "n d"], real: Bool[AnyArray, " n"]
+    centre: Float[AnyArray, "n d"], log_sigma: Float[AnyArray, "n d"], real: Bool[AnyArray, " n"]
 ) -> Float[Array, ""]:
-    """KL divergence of N(mean, sigma ** 2) from N(0, 1), summed over the dimensions, the mean over the real items."""
-    each = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_sigma) - 1) - log_sigma
-    return masked_mean(jnp.sum(each, axis=1), real)
+    """KL divergence of N(centre, sigma ** 2) from N(0, 1), summed over the dimensions, the mean over the real items."""
+    each = 0.5 * (jnp.square(centre) + jnp.exp(2 * log_sigma) - 1) - log_sigma
+    return mean(jnp.sum(each, axis=1), real)

@@ -23,7 +23,7 @@ from xmodal_jax.layers.image import PIXELS, ImageVector
 from xmodal_jax.layers.imagine import TextToImage, as_picture
 from xmodal_jax.layers.text import ProjectedGRU, WordEmbedding
 from xmodal_jax.losses import tokens
-from xmodal_jax.losses.adversarial import masked_mean
+from xmodal_jax.losses.modality import mean
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.text.generation import allowed_log_probability, greedy, sample
@@ -218,7 +218,7 @@ class Model(Matcher):
         probability = self.log_probability(vector, drawn.token, drawn.length)
         return {
             "self_critical": tokens.self_critical(probability, reward, baseline, real),
-            "reward": masked_mean(baseline, real),
+            "reward": mean(baseline, real),
         }
 
     def log_probability(
