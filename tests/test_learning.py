@@ -1,4 +1,4 @@
-"""Every system learns: dev recall on the built-in scenes is far above chance after at most 150 steps of its config.
+"""Every system learns: dev recall on the built-in scenes is far above chance after some 150 steps of its config.
 
 Nothing else would see a config whose rate kills its model: the other tests train for a few steps.
 """
@@ -18,10 +18,9 @@ from xmodal_jax.evaluation.table import chance
 
 IMAGES, DEV = 1500, 250
 STEPS = {"sgraf.py": 80, "chain.py": 80, "scan.py": 80, "stt.py": 100, "dual_path.py": 130}  # 150 elsewhere
+STEPS["dual_path_pixels.py"] = 400  # before an image network that nothing has trained
 BATCH = {"sgraf.py": 32}  # 64 elsewhere; its scores take half a minute to compile
 TIMES = 2.0  # of chance
-# From a network that nothing has trained, Dual-Path comes to 1.8 times chance in so few steps; from features it is here
-SLOW = {"dual_path_pixels.py"}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +38,7 @@ def learners():
     for spec in specs():
         config = configs.load(f"{spec},scenes")
         key = (spec.partition(":")[0], config.loss.name, config.loss.hardness, config.optim.lr, config.optim.name)
-        if key[0] not in SLOW:
-            kinds.setdefault(key, spec)
+        kinds.setdefault(key, spec)
     return list(kinds.values())
 
 
