@@ -9,8 +9,7 @@ here as matrices and biases, and the scales of its norms, and the first convolut
 statistics of a batch (``cnn_mode``; the released code does in stage II). ``--config.model.network=lite0
 --config.init.backbone=package`` takes a network that comes as a Python package.
 
-Reached (docs/results.md): not measured. On the scenes, from a network at random, 30 on dev
-after 420 steps, by chance 13.
+Reached (docs/results.md): not measured.
 """
 
 import runpy
@@ -34,14 +33,17 @@ def get_config(arg: str | None = None) -> Config:
     config = features["get_config"](f"{variant},{data}{',tiny' if tiny else ''}")
     config.model.feature, config.model.network = "pixels", "resnet50"
     config.data.pixels.area = (0.64, 1.0)  # 0.8 to 1 of the side
-    rules, trained = config.optim.rules, TRAINED
+    rules = config.optim.rules
     if data == "scenes":  # a narrow network, which nothing has trained before
         config.model.network, config.init.backbone = "small", "random"
         config.data.pixels.side, config.data.pixels.resize = 64, 72
-        trained = ({"match": ".*backbone/.*", "lr": 0.25},)
+        config.data.pixels.area, config.data.pixels.flip = (0.9, 1.0), False
     if tiny:
         config.data.pixels.side, config.data.pixels.resize = 32, 36
     config.optim.rules = (FROZEN, *rules)
     for stage in config.stages[1:]:
-        stage["optim"] = {**stage.get("optim", {}), "rules": (*trained, *rules)}
+        stage["optim"] = {**stage.get("optim", {}), "rules": (*TRAINED, *rules)}
+        if data == "scenes" and not tiny:  # all negatives of the batch: from its halves it learns far more slowly
+            config.model.candidates, stage["loss"] = 0, {"name": "triplet", "hardness": 0.0}
+            stage["weights"]["rank"], stage["optim"]["schedule"] = 0.1, {"kind": "cosine"}
     return config
