@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from test_export import CARD, build, draw
 
+import xmodal_jax
 from xmodal_jax import losses
 from xmodal_jax.errors import UsageError
+from xmodal_jax.export import run as export
+from xmodal_jax.inference.bundle import PAIRS
+from xmodal_jax.inference.functions import take
 from xmodal_jax.models.mcnn import LEVELS, Model
 from xmodal_jax.similarity.pairwise import Block, cut, pairwise
 from xmodal_jax.types import Batch, Fragments, Images, Texts
@@ -202,3 +207,26 @@ def test_bfloat16_products_float32_scores():
 def test_what_cannot_be_built_is_refused(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         make(**options)
+
+
+def test_a_bundle_scores_few_pairs_at_a_time(tmp_path, monkeypatch):
+    """Fragments that are not cut, too: 1,024 x 1,024 pairs of them would take all memory."""
+    config, vocabulary, model, features, facts, variables = build("mcnn.py:word")
+    parts = {"config": config, "model": model, "variables": variables, "facts": facts}
+    export.write(tmp_path / "b", vocabulary=vocabulary, card=CARD, **parts)
+    bundle = xmodal_jax.load(tmp_path / "b")
+    arrays, mask, sentences = draw(features)
+    embedded = bundle.embed_images(arrays, mask), bundle.embed_texts(sentences)
+    images, texts = (take(side, np.arange(300) % 5) for side in embedded)
+    sizes = []
+
+    def call(name):
+        def score(image, text):
+            sizes.append((len(image[0]), len(text[0])))
+            return np.zeros(sizes[-1])
+
+        return score
+
+    monkeypatch.setattr(bundle.functions, "call", call)
+    assert bundle.score(images, texts).shape == (300, 300)
+    assert max(b * c for b, c in sizes) <= PAIRS
