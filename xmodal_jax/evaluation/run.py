@@ -157,7 +157,8 @@ class Run:
     def check_speaks(self) -> None:
         """Raise a UsageError unless the run's system says something."""
         if not self.model.has("begin"):
-            raise UsageError(f'The system "{self.config.model.name}" of {self.workdir} does not speak; STT, SCO and GXN do.')
+            system = f'The system "{self.config.model.name}" of {self.workdir}'
+            raise UsageError(f"{system} does not speak; STT, SCO and GXN do.")
 
     def speaker(self, decoding: Decoding) -> Speaker:
         """What says sentences with the run's model."""
