@@ -142,7 +142,7 @@ def test_models_without_attention_say_so():
             apply(model)
     with pytest.raises(UsageError, match='"defrag" matches no word with a region'):
         apply(dvsa.Model(**SIZES, hidden_dim=4, relation="defrag"))
-    assert attend.with_attention() == ["chan", "dvsa", "mdan", "scan", "sgraf", "smlstm"]
+    assert attend.with_attention() == ["chan", "dvsa", "mdan", "scan", "sgraf", "smlstm", "stt_att"]
 
 
 def test_accuracy_of_a_truth_made_by_hand():
