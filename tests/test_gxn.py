@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import planted
 from test_configs import train
@@ -25,8 +26,9 @@ from xmodal_jax.models.gxn import Model
 from xmodal_jax.report import imagined
 from xmodal_jax.text import generation, ngrams, rewards
 from xmodal_jax.text.vocabulary import END, START
+from xmodal_jax.training import parallel
 from xmodal_jax.training.checkpoint import Checkpoints
-from xmodal_jax.training.step import Objective, loss_fn
+from xmodal_jax.training.step import Initial, Objective, loss_fn, make_state, train_step
 from xmodal_jax.types import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -312,6 +314,20 @@ def test_variants_are_the_rows_of_the_ablation():
 
 
 # Runs
+
+
+def test_two_devices_that_hold_their_own_rows_equal_one():
+    """Cross entropy; sampled captions and noise are drawn for the rows that a device holds."""
+    model, batch = small(paths=("i2t",)), batch_of()
+    objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 0.0}, {"rank": 1.0, "captioning": 1.0})
+    options = {"model": model, "objective": objective, "optimiser": optax.identity(), "stage_start": 0}
+    params, results = jax.device_get(start(model, batch)["params"]), []
+    for runner in (parallel.jit_runner(jax.devices()[:1]), parallel.pmap_runner(jax.devices()[:2])):
+        state = make_state(Initial(params, {}), optax.identity(), 0, 0.0)
+        step = runner.compile(partial(train_step, **options))
+        new, _ = step(runner.put_state(state), runner.put_batch(batch))
+        results.append(jax.device_get(runner.get_state(new).params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, np.abs(a).max())), *results)
 
 
 def test_idle_losses_are_neither_computed_nor_logged():
