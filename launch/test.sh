@@ -15,5 +15,5 @@ check ruff check .
 check ruff format --check .
 check pyright --pythonpath "$python"
 # Files in their order: by number of tests, as pytest-xdist would have it, the slowest file comes last and alone.
-check pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+check pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 40 "$@"
 say "all checks passed in $SECONDS s"

@@ -226,7 +226,7 @@ def test_test_command_runs_every_check(checkout, tools, tmp_path, script):
         "-m ruff check .",
         "-m ruff format --check .",
         shlex.join(["-m", "pyright", "--pythonpath", f"{checkout}/.venv/bin/python"]),
-        "-m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q -k 'a and b'",
+        "-m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 40 -q -k 'a and b'",
     ]
     assert bash(command, cwd=tmp_path, PATH=str(tools), FAIL="pyright").returncode == 1
     assert [check[2] for check in calls(checkout)] == ["ruff", "ruff", "pyright"]
