@@ -24,8 +24,6 @@ from xmodal_jax.types import Config
 
 VARIANTS = ("xe", "gru", "bigru", "gxn", "mix", "t2i", "both")
 GAMMA = 0.5  # of the self-critical loss in the mixture
-I2T = {"captioning": 1.0}
-RL = {"captioning": 1.0 - GAMMA, "self_critical": GAMMA}
 T2I = {"discrimination": 1.0, "generation": 1.0, "kl": 0.02}
 # Not in the norm that the towers are clipped by. At the discriminator's rate the generator does not keep up with it
 PLAYERS = (
@@ -34,16 +32,21 @@ PLAYERS = (
 )
 
 
-def stages(paths: tuple[str, ...], mixed: bool, lengths: tuple[float, ...], rate: float, key: str = "epochs") -> Any:
-    """(1) embeddings and cross entropy, (2) the adversarial network alone, (3) all together at a small rate."""
+def stages(
+    paths: tuple[str, ...], mixed: float, lengths: tuple[float, ...], rate: float, key: str = "epochs"
+) -> tuple[Any, ...]:
+    """(1) embeddings and cross entropy, (2) the adversarial network alone, (3) all together at a small rate.
+
+    ``mixed`` is the weight of the captions that are part reward, 0 for none.
+    """
     off: dict[str, float] = {"self_critical": 0.0} if mixed else {}
     without: dict[str, float] = dict.fromkeys(T2I, 0.0) if "t2i" in paths else {}
     first = {key: lengths[0], "weights": off | without}
-    alone = {"rank": 0.0, **(dict.fromkeys(I2T, 0.0) if "i2t" in paths else {}), **off}
+    alone = {"rank": 0.0, **({"captioning": 0.0} if "i2t" in paths else {}), **off}
     frozen = (*PLAYERS, {"match": ".*", "lr": 0.0})
     second = {key: lengths[1], "weights": alone, "optim": {"rules": frozen, "b1": 0.5, "lr": 2e-4}}
-    third = {key: lengths[-1], "weights": RL if mixed else {}}
-    third |= {"optim": {"lr": rate, "schedule": {"kind": "constant"}}}
+    reward = {"captioning": (1.0 - GAMMA) * mixed, "self_critical": GAMMA * mixed} if mixed else {}
+    third = {key: lengths[-1], "weights": reward, "optim": {"lr": rate, "schedule": {"kind": "constant"}}}
     return (first, *([second] if "t2i" in paths else []), third)
 
 
@@ -78,11 +81,6 @@ def get_config(arg: str | None = None) -> Config:
         }
     )
     config.loss.hardness = 0.0 if single else 1.0
-    config.weights.update(
-        (I2T if "i2t" in paths else {})
-        | ({"self_critical": 0.0, "reward": 0.0} if mixed else {})
-        | (T2I if "t2i" in paths else {})
-    )
     config.data.pixels.side, config.data.pixels.resize, config.data.pixels.train = 64, 64, "centre"
     lengths, rate = (30.0, 20.0, 10.0), 2e-5
     if "t2i" in paths:
@@ -92,7 +90,7 @@ def get_config(arg: str | None = None) -> Config:
         config.data.lengths = (24, 40)  # each is a compilation, and so is each pair of captions and references
         config.model.embed_dim = config.model.gru_dim = 256
         config.model.side = config.data.pixels.side = config.data.pixels.resize = 32
-        config.model.filters, config.epochs = 16, 3.0
+        config.model.filters, config.epochs, config.optim.lr = 16, 3.0, 1e-3
         lengths, rate = (2.5, 0.5, 0.5), 1e-4
     if data == "scenes":
         config.loss.hardness = 0.0
@@ -107,11 +105,13 @@ def get_config(arg: str | None = None) -> Config:
         config.model.embed_dim = config.model.word_dim = config.model.gru_dim = 32
         config.model.noise_dim, config.model.condition_dim, config.model.filters = 4, 8, 4
         config.model.longest = 6
-        config.stages = (
-            stages(paths, mixed, (2, 2) if variant == "mix" else (1, 1, 2), rate, "steps")
-            if variant in ("mix", "t2i", "both")
-            else ()
-        )
-    elif variant in ("mix", "t2i", "both"):
-        config.stages = stages(paths, mixed, lengths, rate)
+        lengths = (2, 2) if variant == "mix" else (1, 1, 2)
+    said = float(config.data.batch_size)  # captions count as much as the ranking loss, a sum over the batch
+    config.weights.update(
+        ({"captioning": said} if "i2t" in paths else {})
+        | ({"self_critical": 0.0, "reward": 0.0} if mixed else {})
+        | (T2I if "t2i" in paths else {})
+    )
+    if variant in ("mix", "t2i", "both"):
+        config.stages = stages(paths, said if mixed else 0.0, lengths, rate, "steps" if tiny else "epochs")
     return config
