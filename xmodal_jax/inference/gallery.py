@@ -205,10 +205,9 @@ class Gallery:
         if self._trusted is None:
             raise DataError(f"{self.path}: it is not known where its data set lies; name the folder with --pictures.")
         dataset = open_dataset(self._trusted)
-        split = dataset.split(str(about.get("split")))
-        if dataset.identity != about.get("manifest") or len(split) != len(self.images):
+        if dataset.identity != about.get("manifest"):
             raise DataError(f"{self._trusted} is not the data set that {self.path} was made of.")
-        return split
+        return dataset.split(str(about.get("split")))
 
     def features(self, row: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What the bundle reads of an image, which lies in the data set alone: by name, [1, R, F] or [1, F], and its
