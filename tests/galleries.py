@@ -46,7 +46,7 @@ def bundle(folder, dataset, *, seed=0, system="scan.py:t2i_lse"):
     config = configs.load(f"{system},scenes,tiny", [])
     texts = [text for captions in open_dataset(dataset).split("test").captions for text in captions]
     vocabulary = Vocabulary.build(texts, 1)
-    shapes = {"region": Feature((None, 158))}
+    shapes = {"region": Feature((None, 158)), "global": Feature((158,))}
     facts = Facts(shapes, vocabulary=len(vocabulary), regions=10, words=max(config.data.lengths))
     model = make_model(config, facts)
     init = initialise(model, example_batch(model.inputs, facts), seed)

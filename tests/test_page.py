@@ -80,6 +80,13 @@ def likening(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def stepping(tmp_path_factory):
+    """A service of a system whose steps look."""
+    with serving(galleries.gallery(tmp_path_factory.mktemp("stepping"), system="smlstm.py:smlstm")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -144,6 +151,30 @@ def test_a_word_is_drawn_over_the_picture(page):
     expect(page.locator("#look-note")).to_contain_text("Score")
     assert page.locator("#captions .own").count() >= 1
     assert page.complaints == []
+
+
+def test_steps_are_drawn_over_the_picture_and_the_words(browser, stepping):
+    with opened(browser, stepping) as page:
+        search(page, "a red zyzzyva")
+        page.click(".hit")
+        page.wait_for_selector(".step")
+        buttons = page.locator(".step button")
+        assert buttons.all_text_contents() == ["Step 1", "Step 2", "Step 3"]
+        assert page.inner_text("#look-title") == "What each step looks at"
+        for step in range(3):
+            assert page.locator(".step").nth(step).locator("span").all_text_contents() == ["a", "red", "zyzzyva"]
+            buttons.nth(step).hover()
+            assert buttons.nth(step).get_attribute("aria-pressed") == "true"
+            assert page.locator("#words [aria-pressed=true]").count() == 1
+            page.wait_for_selector("#boxes .fog", state="attached")
+            expect(page.locator("#look-note")).to_contain_text(f"Step {step + 1} gives")
+            expect(page.locator("#look-note")).to_contain_text("Of its attention to the sentence")
+        assert page.locator(".step .strange").all_text_contents() == ["zyzzyva"] * 3
+        expect(page.locator("#captions-note")).to_contain_text("Choose one to see what each step looks at.")
+        page.click("#captions li:nth-child(2) button")
+        expect(page.locator("#look-note")).to_contain_text("Point at a step")
+        assert page.locator(".step").count() == 3
+        assert page.complaints == []
 
 
 def test_what_the_model_says_stays_text(speaking_page):

@@ -67,6 +67,28 @@ def test_attention_is_drawn_on_one_scale_for_all_words(page):  # noqa: F811
     assert float(page.get_attribute("#boxes .outline", "stroke-opacity")) > 0.95
 
 
+def test_the_words_of_steps_are_shaded_by_their_shares(page):  # noqa: F811
+    body = json.loads(attention([[0.25] * 4, [0.97, 0.01, 0.01, 0.01]]))
+    body["steps"] = [[0.25, 0.25], [0.05, 0.9]]
+    page.route("**/attend", lambda route: route.fulfill(json=body))
+    search(page, "a square")
+    page.click(".hit")
+    page.wait_for_selector(".step")
+    shares = (
+        "[...document.querySelectorAll('.step span')].map((word) => Number(word.style.getPropertyValue('--share')))"
+    )
+    assert page.evaluate(shares) == [0, 0, 0, pytest.approx(0.924, abs=1e-3)]  # on the scale of the regions
+    colours = "[...document.querySelectorAll('.step span')].map((word) => getComputedStyle(word).backgroundColor)"
+    first, *others, last = page.evaluate(colours)
+    assert others == [first] * 2 and last != first
+    page.hover(".step:nth-child(1) button")
+    expect(page.locator("#look-note")).to_contain_text("25 % of its attention")
+    assert page.locator("#boxes .outline").count() == 0
+    page.hover(".step:nth-child(2) button")
+    expect(page.locator("#look-note")).to_contain_text("“square” gets the most, 90 %")
+    expect(page.locator("#boxes .outline")).to_have_count(1)
+
+
 def test_cut_candidates_are_told(page):  # noqa: F811
     page.route(
         "**/search",

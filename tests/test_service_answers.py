@@ -4,6 +4,7 @@ import asyncio
 import re
 
 import galleries
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 from test_serve import Served
 
 from xmodal_jax.serve import guard
+from xmodal_jax.serve.app import ASSETS
 from xmodal_jax.serve.live import SAMPLES, open_state
 from xmodal_jax.serve.words import results_of
 
@@ -73,6 +75,17 @@ def test_attention_is_given_beside_what_none_would_be(served):
     assert np.sum(answer["weights"], axis=1) == pytest.approx(1, abs=0.01)
 
 
+def test_the_first_look_comes_as_fast_as_the_others(served, caplog):
+    state = served.live.state
+    with jax.log_compiles():
+        jax.jit(lambda x: x - 3)(1)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        for words in (1, 5, 7, 12, 20, 30, 45, 61, 100):
+            state.attend([(words % galleries.COUNT, "red " * words)])
+        assert "Compiling" not in caplog.text
+
+
 def test_without_javascript_a_sentence_is_answered_in_html(served):
     answer = served.client.get("/", params={"text": "a red square", "k": "24"})
     assert answer.status_code == 200
@@ -97,3 +110,4 @@ def test_with_a_token_no_question_goes_without_it(served):
     client = TestClient(guard.Guard(served.client.app.app, **options), base_url="http://host")
     assert client.get("/").status_code == 200
     assert client.get("/", params={"text": "a red square"}).status_code == 401
+    assert [client.get(path).status_code for path in ASSETS] == [200] * len(ASSETS)

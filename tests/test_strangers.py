@@ -168,6 +168,26 @@ def test_its_own_data_set_is_known_by_its_manifest(folder, tmp_path):
     assert Gallery(resealed(folder / "gallery", inside, naming(inside / "pictures"))).picture(0) is not None
 
 
+def test_features_are_not_read_from_a_data_set_that_a_gallery_brings(folder, tmp_path, monkeypatch):
+    features, mask = Gallery(folder / "gallery").features(0)
+    assert features["region"].shape[:2] == mask.shape and mask.any()
+    inside = tmp_path / "inside"
+
+    def naming(path):
+        return lambda manifest, _: manifest["data"].update(folder=str(path))
+
+    brings = resealed(folder / "gallery", inside, naming(inside / "data"))
+    shutil.copytree(folder / "data", inside / "data")
+    beside = resealed(folder / "gallery", tmp_path / "beside", naming("data"))  # relative to where one happens to be
+    monkeypatch.chdir(folder)
+    for path in (brings, beside):
+        gallery = Gallery(path)
+        assert gallery.folder is not None and gallery.picture(0) is not None
+        with pytest.raises(DataError, match="name the folder with --pictures"):
+            gallery.features(0)
+        np.testing.assert_array_equal(Gallery(path, pictures=folder / "data").features(0)[1], mask)
+
+
 # Sizes
 
 

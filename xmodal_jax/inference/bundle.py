@@ -364,7 +364,7 @@ class Bundle:
         """
         looking.check(self.functions, self.system, "glimpses")
         tokens, vectors = self.tokens(texts), self._text_vectors(texts)
-        return looking.glimpses(self.functions, *self._images(images, mask, None), *tokens, vectors)
+        return looking.glimpses(self.functions, self.manifest, *self._images(images, mask, None), *tokens, vectors)
 
     # Speaking
 

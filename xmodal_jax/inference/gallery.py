@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.records import open_dataset
+from xmodal_jax.data.records import Split, open_dataset
 from xmodal_jax.errors import CheckpointError, DataError, UsageError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.bundle import Bundle, Embedding, load
+from xmodal_jax.inference.shapes import fill
 from xmodal_jax.inference.stored import Stored
 
 FORMAT, VERSION = "xmodal_jax gallery", 1
@@ -173,6 +174,7 @@ class Gallery:
             if verify:
                 layout.check_files(self.path, self.manifest, AGAIN)
             self.folder = Path(pictures) if pictures else self._data_folder()
+            self._trusted = self.folder if pictures or not self._brings_data() else None
             self.images, self.texts = (Side(self.path, name, self.manifest) for name in SIDES)
             self._check_lines()
 
@@ -186,6 +188,44 @@ class Gallery:
             return folder if open_dataset(folder).identity == about["manifest"] else None
         except (DataError, OSError, KeyError, TypeError, AttributeError):  # no data set, or a damaged one
             return None
+
+    def _brings_data(self) -> bool:
+        """Whether the data set that the manifest names may have come with the gallery."""
+        folder = Path(self.manifest["data"]["folder"])
+        return not folder.is_absolute() or folder.resolve().is_relative_to(self.path.resolve())
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """The split that was indexed. Reading it imports what its files name, so it is not one from a stranger.
+
+        Raises:
+            DataError: it is not known where it lies.
+        """
+        about = self.manifest["data"]
+        if self._trusted is None:
+            raise DataError(f"{self.path}: it is not known where its data set lies; name the folder with --pictures.")
+        dataset = open_dataset(self._trusted)
+        if dataset.identity != about.get("manifest"):
+            raise DataError(f"{self._trusted} is not the data set that {self.path} was made of.")
+        return dataset.split(str(about.get("split")))
+
+    def features(self, row: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What the bundle reads of an image, which lies in the data set alone: by name, [1, R, F] or [1, F], and its
+        real regions [1, R], with one R for all images.
+
+        Raises:
+            DataError: the data set is not known, lacks a feature or is damaged.
+            UsageError: what reads it is not installed.
+        """
+        item = self.split.read([row])[0]
+        lacking = [name for name in self.bundle.features if name not in item.features]
+        if lacking:
+            raise DataError(f'{self._trusted} has no feature "{lacking[0]}", which {self.bundle.system} reads.')
+        read = {name: np.asarray(item.features[name]) for name in self.bundle.features}
+        regions = max((len(value) for value in read.values() if value.ndim == 2), default=1)
+        most = regions if self.images.boxes is None else self.images.boxes.shape[1]
+        padded = {name: (fill(value, most) if value.ndim == 2 else value)[None] for name, value in read.items()}
+        return padded, (np.arange(most) < regions)[None]
 
     @property
     def note(self) -> str | None:

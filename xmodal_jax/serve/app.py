@@ -33,6 +33,7 @@ from xmodal_jax.serve.words import docs_of, fault_of, results_of
 PAGE = Path(__file__).parent / "page"
 ASSETS = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/look.js": ("look.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -227,9 +228,11 @@ def make_app(live: Live, batcher: Batcher, metrics: Metrics, *, deadline: float 
         check_likeness(state)
         return await run(state, "likeness", state.by_likeness, (await pixels_of(state, body), k))
 
-    @app.post("/attend", responses=FAULTS, summary="How much each word of a sentence looks at each region of an image")
+    @app.post("/attend", responses=FAULTS, summary="Where each word of a sentence, or each step, looks in an image")
     async def attend(asked: Pair) -> dict[str, Any]:
         state = live.state
+        if state.blind:
+            raise Missing(f'What the system "{state.system}" looks at lies in the data set, which is not here.')
         if not state.attends:
             raise Missing(f'The system "{state.system}" has no attention between words and regions to show.')
         return await run(state, "attend", state.attend, (row_of(state, asked.item), asked.text))

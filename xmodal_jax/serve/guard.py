@@ -37,7 +37,7 @@ HEADERS = {
     "cache-control": "no-store",
 }
 # Served without a token: they hold no data.
-OPEN = ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/docs", "/openapi.json")
+OPEN = ("/", "/page.js", "/look.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/docs", "/openapi.json")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 RETRY = {"Retry-After": "1"}
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.pictures import LARGE, read_picture
-from xmodal_jax.errors import DataError, XmodalError
+from xmodal_jax.errors import CheckpointError, DataError, UsageError, XmodalError
 from xmodal_jax.inference import layout
 from xmodal_jax.inference.functions import take
 from xmodal_jax.inference.gallery import AGAIN, FORMAT, VERSION, Gallery, Side
 from xmodal_jax.inference.search import Hit, Searcher
-from xmodal_jax.inference.shapes import SIZES, WORDS
+from xmodal_jax.inference.shapes import SIZES, WORDS, rounded
 from xmodal_jax.serve.batcher import BATCH
 
 SIDE = 1024  # pixels; a larger picture is made smaller before its features are computed
@@ -36,7 +36,10 @@ class State:
         self.system = gallery.bundle.system
         self.pixels = gallery.bundle.takes_pictures
         functions = gallery.bundle.manifest["functions"]
-        self.attends = "attention" in functions and gallery.images.boxes is not None
+        boxes = gallery.images.boxes is not None
+        self.steps = "glimpses" in functions and "attention" not in functions  # whether not words look, but steps
+        self.blind = self._lacking() if boxes and self.steps and self.count else ""
+        self.attends = boxes and ("attention" in functions or self.steps) and not self.blind
         self.speaks_of_images, self.speaks_of_sentences = "begin_image" in functions, "begin_text" in functions
 
     def facts(self) -> dict[str, Any]:
@@ -49,10 +52,19 @@ class State:
             "captions": len(self.gallery.texts),
             "pixels": self.pixels,
             "attention": self.attends,
+            "steps": self.steps,
             "similar": self.searcher.likens,
             "speaks_of_images": self.speaks_of_images,
             "speaks_of_sentences": self.speaks_of_sentences,
         }
+
+    def _lacking(self) -> str:
+        """Why what steps look at, features that a gallery does not hold, cannot be had; nothing where it can."""
+        try:
+            self.gallery.features(0)
+        except (DataError, UsageError, OSError) as error:
+            return str(error)
+        return ""
 
     # Answers
 
@@ -105,21 +117,27 @@ class State:
         ]
 
     def attend(self, asked: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-        """Words, boxes and, for each word, its share of attention to each region."""
+        """Words, boxes and, for each word, its share of attention to each region; of a system whose steps look, the
+        shares of each step, and under ``steps`` those of its attention to the words."""
         answers = []
         for row, text in asked:
             image, bundle = self.gallery.images.take([row]), self.gallery.bundle
-            sentence = bundle.embed_texts([text])
-            weight = bundle.attend(image, sentence)[0, 0]
+            sentence, words = bundle.embed_texts([text]), bundle.split(text)[: bundle.length(text) - 2]
+            spoken, steps = slice(1, 1 + len(words)), {}  # between <start>, and <end> and padding
+            if self.steps:
+                weight, seen = self._glimpses(row, text)
+                steps = {"steps": np.round(seen[:, spoken].astype(np.float64), 4).tolist()}
+            else:
+                weight = bundle.attend(image, sentence)[0, 0][:, spoken]
             assert self.gallery.images.boxes is not None  # else nothing attends
             boxes = self.gallery.images.boxes[row].astype(np.float32)
             real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            words = self.gallery.bundle.split(text)[: weight.shape[1] - 2]
-            shown = weight[: len(boxes), 1 : 1 + len(words)][real[: len(weight)]]
+            shown = weight[: len(boxes)][real[: len(weight)]]
             share = shown / np.maximum(shown.sum(axis=0, keepdims=True), 1e-12)
             answers.append(
                 {
                     "words": words,
+                    **steps,
                     "boxes": np.round(boxes[real].astype(np.float64), 4).tolist(),
                     "weights": np.round(share.T.astype(np.float64), 4).tolist(),
                     "uniform": round(1 / max(int(real.sum()), 1), 4),
@@ -129,6 +147,15 @@ class State:
                 }
             )
         return answers
+
+    def _glimpses(self, row: int, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [R, K] and [K, W] of the steps."""
+        try:
+            features, mask = self.gallery.features(row)
+        except (DataError, OSError) as error:  # of the data set, not of the question
+            raise CheckpointError(str(error)) from None
+        regions, words = self.gallery.bundle.glimpses(features, [text], mask)
+        return regions[0, 0].T, words[0, 0]
 
     def caption(self, asked: Sequence[Any]) -> list[dict[str, Any]]:
         """What the system says of new pictures, as :meth:`read` gives them."""
@@ -151,7 +178,10 @@ class State:
         """Compile what is not a search, for every shape that requests have."""
         bundle = self.gallery.bundle
         if self.attends and self.count:
-            self.attend([(0, "a")])
+            longest = max(bundle.lengths)
+            texts = [text for text in ("a " * count for count in range(1, longest + 1)) if not bundle.cut(text)]
+            for text in {rounded(bundle.length(text), longest): text for text in texts}.values():
+                self.attend([(0, text)])
         if self.pixels:
             most = bundle.manifest["regions"]
             shapes = {name: [most if n == "regions" else n for n in shape] for name, shape in bundle.features.items()}
@@ -233,10 +263,12 @@ def open_state(
     if gallery.note:
         print(f"serve: {gallery.note}", file=sys.stderr, flush=True)
     searcher = Searcher(gallery, engine=engine, rerank=rerank)
+    state = State(gallery, searcher)
+    if state.blind:
+        print(f"serve: what the steps look at is not shown: {state.blind}", file=sys.stderr, flush=True)
     searcher.warm()
     for k in (50, 1000):  # more candidates are scored at once
         searcher.warm(most=1, k=k)
-    state = State(gallery, searcher)
     state.warm()
     return state
 

@@ -1,17 +1,8 @@
 // The page of `xmodal serve`. Texts from the gallery only ever become text nodes, never markup.
 
-const $ = (id) => document.getElementById(id);
-const SHOWN = 8; // regions of a word that are outlined
-const state = { facts: null, token: sessionStorage.getItem("token") || "", turn: 0, query: "", open: null, asked: "", examples: null };
+import { $, drawLook, element } from "./look.js";
 
-function element(tag, options = {}, ...children) {
-  const { className, attributes = {}, ...rest } = options;
-  const node = Object.assign(document.createElement(tag), rest);
-  if (className) node.className = className;
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
+const state = { facts: null, token: sessionStorage.getItem("token") || "", turn: 0, query: "", open: null, asked: "", examples: null };
 
 class Refused extends Error {}
 
@@ -226,41 +217,11 @@ async function show(hit, query) {
     });
     const own = answer.hits.filter((one) => one.own).length;
     $("captions-note").textContent = answer.hits.length
-      ? `${own ? "Green: written for this picture. " : ""}${state.facts.attention ? "Choose one to see what its words look at." : ""}`
+      ? `${own ? "Green: written for this picture. " : ""}${state.facts.attention ? `Choose one to see what ${state.facts.steps ? "each step looks" : "its words look"} at.` : ""}`
       : "This gallery has no captions.";
   } catch (error) {
     if (state.open === hit.row) $("captions-note").textContent = error.message;
   }
-}
-
-// 0 where a region gets no more than even attention over all would give it, 1 where it gets all: the same scale for
-// every word, so that a word that looks nowhere in particular is drawn so.
-function strengthOf(weight, count) {
-  return count > 1 ? Math.max(0, 1 + Math.log(Math.max(weight, 1e-9)) / Math.log(count)) : 1;
-}
-
-const percent = (share) => `${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
-
-function draw(boxes, weights) {
-  const svg = $("boxes");
-  const make = (name, attributes) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    return node;
-  };
-  const order = weights.map((weight, index) => [weight, index]).sort((a, b) => b[0] - a[0]).slice(0, SHOWN);
-  const place = ([x1, y1, x2, y2]) => ({ x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
-  const mask = make("mask", { id: "clear" });
-  mask.append(make("rect", { x: 0, y: 0, width: 1, height: 1, fill: "white" }));
-  const outlines = [];
-  for (const [weight, index] of order.reverse()) {
-    const strength = strengthOf(weight, boxes.length);
-    if (strength < 0.02) continue;
-    mask.append(make("rect", { ...place(boxes[index]), fill: "black", "fill-opacity": strength }));
-    outlines.push(make("rect", { ...place(boxes[index]), class: "outline", "stroke-width": 1 + 2 * strength, "stroke-opacity": 0.25 + 0.75 * strength }));
-  }
-  const fog = make("rect", { x: 0, y: 0, width: 1, height: 1, class: "fog", "fill-opacity": 0.62, mask: "url(#clear)" });
-  svg.replaceChildren(mask, fog, ...outlines);
 }
 
 async function look(row, text) {
@@ -268,24 +229,7 @@ async function look(row, text) {
   try {
     const answer = await post("/attend", { item: row, text });
     if (state.open !== row) return;
-    const buttons = answer.words.map((word, index) => {
-      const strange = answer.unknown.includes(word);
-      const button = element("button", { className: `word${strange ? " strange" : ""}`, type: "button", attributes: { "aria-pressed": "false" } }, word);
-      if (strange) button.title = "not in the vocabulary";
-      const choose = () => {
-        for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-        draw(answer.boxes, answer.weights[index]);
-        const top = Math.max(...answer.weights[index]);
-        const even = answer.boxes.length > 1 ? `; spread evenly, each of the ${answer.boxes.length} would get ${percent(answer.uniform)}` : "";
-        $("look-note").textContent = `“${word}” gives ${percent(top)} of its attention to its first region${even}.`;
-      };
-      for (const event of ["mouseenter", "focus", "click"]) button.addEventListener(event, choose);
-      return button;
-    });
-    $("words").replaceChildren(...buttons);
-    $("boxes").replaceChildren();
-    $("look-note").textContent = `Score ${answer.score.toFixed(3)}. Point at a word, or reach it with Tab.`;
-    $("look").hidden = false;
+    drawLook(answer);
   } catch (error) {
     $("look").hidden = false;
     $("words").replaceChildren();
