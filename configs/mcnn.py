@@ -15,7 +15,7 @@ trained by optim.rules and stages as in vse_pixels.py.
 
 ``f8k`` trains in some 20 minutes of a CPU core, at batches as large as the level allows.
 
-Reached (docs/results.md): not measured. After 100 steps of Flickr8k dev rsum on 250 images is 30 to 49, by chance 13.
+Reached on Flickr8k (docs/results.md), one core, short: word 94.8, sentence 169.3.
 """
 
 from ml_collections import ConfigDict
