@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from xmodal_jax import config as configs
-from xmodal_jax import layers
 from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.recurrent import scanned
 from xmodal_jax.models import smlstm
@@ -254,7 +253,7 @@ def sizes_of(jaxpr) -> Any:
 
 @pytest.mark.parametrize("form", ["joint", "product"])
 def test_no_array_of_the_gradient_has_all_pairs_and_their_fragments(form, monkeypatch):
-    monkeypatch.setattr(layers.pairs, "PAIRS", 24)  # two captions at a time
+    monkeypatch.setattr("xmodal_jax.layers.pairs.PAIRS", 24)  # two captions at a time
     model = Model(**SIZES, attention_form=form)
     params, pairs = parameters(model), 12
     *_, items = jax.eval_shape(partial(use, model), params, IMAGES, TEXTS)
