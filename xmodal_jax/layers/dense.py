@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +11,15 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.similarity import AnyArray
 from xmodal_jax.similarity.vector import NEVER
+
+
+def rows_dot(x: Float[AnyArray, "*n f"], matrix: Float[AnyArray, "f d"]) -> Float[Array, "*n d"]:
+    """``x @ matrix``, summed in float32.
+
+    All leading axes become one: of several, XLA copies the gradient with its axes turned before it multiplies.
+    """
+    out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix, preferred_element_type=jnp.float32)
+    return out.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def xavier(size: int, dtype: Any = "float32", **options: Any) -> nn.Dense:
@@ -26,8 +34,7 @@ def xavier(size: int, dtype: Any = "float32", **options: Any) -> nn.Dense:
 
 def linear(size: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
     """:func:`xavier` whose sums and result are float32, whatever the type of its product."""
-    dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    return xavier(size, dtype, dot_general=dot, name=name, **options)
+    return xavier(size, dtype, dot_general=lambda x, matrix, *_, **__: rows_dot(x, matrix), name=name, **options)
 
 
 def masked_softmax(logit: Float[AnyArray, "..."], mask: Bool[AnyArray, "..."], axis: int = -1) -> Float[Array, "..."]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.dense import rows_dot
 from xmodal_jax.similarity import AnyArray
 
 CELLS = ("pytorch", "tensorflow")
@@ -29,7 +30,7 @@ def uniform(scale: float) -> nn.initializers.Initializer:
 
 def product(x: Any, matrix: Any) -> Any:
     """``x @ matrix`` in the matrix's type, summed in float32."""
-    return jnp.dot(x.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
+    return rows_dot(x.astype(matrix.dtype), matrix)
 
 
 def longest(mask: Any) -> Any:

@@ -20,7 +20,8 @@ from xmodal_jax.errors import UsageError
 from xmodal_jax.layers.dense import linear, masked_softmax
 from xmodal_jax.layers.image import as_regions, image_vector, mean_pool
 from xmodal_jax.layers.lstm import LSTM, BiLSTM, lstm_cell, lstm_gates
-from xmodal_jax.layers.recurrent import product, scanning
+from xmodal_jax.layers.pairs import additive_logits, factor, over_captions
+from xmodal_jax.layers.recurrent import product
 from xmodal_jax.layers.text import WordEmbedding
 from xmodal_jax.matcher import Matcher
 from xmodal_jax.similarity import AnyArray
@@ -29,7 +30,6 @@ from xmodal_jax.types import Batch, Fragments, Images, Inputs, Texts
 ATTENTIONS = ("joint", "product", "printed")
 LOCAL = ("add", "mul")
 REGULARISERS = {"squared": 2, "printed": 1}  # powers
-MOST = 40.0  # where e^x is cut off: two such factors are still a float32, and the sigmoid of 40 is 1
 
 
 class Item(NamedTuple):
@@ -84,17 +84,16 @@ class Side(nn.Module):
         return item._replace(first=self.see(item, weight)), weight
 
     def ready(self, item: Item) -> Item:
-        """What the steps of many pairs share: of :math:`\\sigma(x + y) = 1 / (1 + e^{-x} e^{-y})` the first factor."""
+        """What the steps of many pairs share."""
         if self.form != "joint":
             return item
-        return item._replace(key=item.key._replace(feature=jnp.exp(-jnp.clip(item.key.feature, -MOST, MOST))))
+        return item._replace(key=item.key._replace(feature=factor(item.key.feature)))
 
     def attend(self, item: Item, past: Float[AnyArray, "*n h"]) -> Float[Array, "*n t"]:
         """Weights of the fragments after the state ``past``, for an item that is :meth:`ready`."""
         key, past = item.key.feature, self.past(past)
         if self.form == "joint":
-            factor = jnp.exp(-jnp.clip(past, -MOST, MOST))[..., None, :]
-            logit = (1.0 / (1.0 + key * factor)) @ self.weight[:, 0]
+            logit = additive_logits(key, factor(past), self.weight[:, 0])
         elif self.form == "product":
             logit = jnp.einsum("...ta,...a->...t", key, nn.sigmoid(past) * self.weight[:, 0])
         else:
@@ -125,13 +124,7 @@ class Pairs(nn.Module):
         self.hidden, self.final = linear(state, self.dtype), linear(1, self.dtype)
 
     def score(self, image: Item, text: Item) -> Float[Array, "b c"]:
-        """One caption at a time, recomputed in the backward pass: the largest arrays are [B, R, A] and [B, 4H]."""
-        image, text = self.ready(image, text)
-        if scanning():
-            return self.walk(jax.tree.map(lambda leaf: leaf[:, None], image), text)[0]
-        step, axes = nn.remat(Pairs.__call__, prevent_cse=False), (nn.broadcast, 0)
-        options: Any = {"variable_broadcast": "params", "split_rngs": {"params": False}, "in_axes": axes}
-        return nn.scan(step, out_axes=1, **options)(self, (), image, text)[1]
+        return over_captions(self, *self.ready(image, text))
 
     def ready(self, image: Item, text: Item) -> tuple[Item, Item]:
         return self.image.ready(image), self.text.ready(text)
@@ -151,8 +144,8 @@ class Pairs(nn.Module):
             state = lstm_cell(state, read(self.image.see(image, region), self.text.see(text, word)), matrix)[0]
         return self.final(nn.sigmoid(self.hidden(state.hidden)))[..., 0], steps
 
-    def __call__(self, carry: tuple[()], image: Item, text: Item) -> tuple[tuple[()], Float[Array, "*n"]]:
-        return carry, self.walk(image, text)[0]
+    def __call__(self, image: Item, text: Item) -> Float[Array, "*n"]:
+        return self.walk(image, text)[0]
 
 
 class Model(Matcher):
