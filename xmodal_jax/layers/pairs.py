@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from xmodal_jax.layers.recurrent import scanning
 from xmodal_jax.similarity import AnyArray
-from xmodal_jax.similarity.pairwise import items, take
+from xmodal_jax.similarity.pairwise import take
 from xmodal_jax.types import Repr
 
 PAIRS = 512  # at a time: rows enough that matrix products run at full speed, and few that what they give is small
@@ -29,9 +29,13 @@ def over_captions(pairs: nn.Module, image: Repr, text: Repr) -> Float[Array, "b 
     def step(pairs: nn.Module, carry: tuple[()], image: Repr, text: Repr) -> tuple[tuple[()], jax.Array]:
         return carry, pairs(image, text)
 
-    count = items(text)
-    size = min(max(PAIRS // items(image), 1), count)
-    index = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    images, count = jax.tree.leaves(image)[0].shape[0], jax.tree.leaves(text)[0].shape[0]
+    known = isinstance(images, int) and isinstance(count, int)  # not in an exported function: one caption at a time
+    if known:
+        size = min(max(PAIRS // images, 1), count)
+        text = take(text, np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size))
+    else:
+        text = jax.tree.map(lambda leaf: leaf[:, None], text)
     axes: Any = (nn.broadcast, 0)
     scan = nn.scan(
         nn.remat(step, prevent_cse=False),
@@ -40,8 +44,8 @@ def over_captions(pairs: nn.Module, image: Repr, text: Repr) -> Float[Array, "b 
         in_axes=axes,
         out_axes=1,
     )
-    scores = scan(pairs, (), image, take(text, index))[1]
-    return scores.reshape(scores.shape[0], -1)[:, :count]
+    scores = scan(pairs, (), image, text)[1]
+    return scores.reshape(scores.shape[0], -1)[:, :count] if known else scores[..., 0]
 
 
 def factor(x: AnyArray) -> jax.Array:
