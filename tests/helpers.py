@@ -1,11 +1,13 @@
 """A small prepared data set whose images and captions belong together in a learnable way; damage to files."""
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -20,6 +22,17 @@ def child_environment(devices: int = 1) -> dict[str, str]:
     """That of a child process with so many devices which compiles to the same machine code as this process."""
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     return {**os.environ, "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])}
+
+
+@contextlib.contextmanager
+def nothing_compiles(caplog) -> Iterator[None]:
+    """What is done inside compiles nothing."""
+    with jax.log_compiles():
+        jax.jit(lambda x: x - 3)(1)
+        assert "Compiling" in caplog.text  # as it says where something does
+        caplog.clear()
+        yield
+        assert "Compiling" not in caplog.text
 
 
 def planted(folder, *, train=48, other=16, captions=(2, 3), regions=(3, 5), features=8, seed=0, pictures=False):

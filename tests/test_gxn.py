@@ -317,7 +317,6 @@ def test_variants_are_the_rows_of_the_ablation():
 
 
 def test_two_devices_that_hold_their_own_rows_equal_one():
-    """Cross entropy; sampled captions and noise are drawn for the rows that a device holds."""
     model, batch = small(paths=("i2t",)), batch_of()
     objective = Objective(losses.triplet, {"margin": 0.2, "hardness": 0.0}, {"rank": 1.0, "captioning": 1.0})
     options = {"model": model, "objective": objective, "optimiser": optax.identity(), "stage_start": 0}

@@ -162,6 +162,14 @@ def test_config_is_recognised_from_what_a_run_saves(spec):
         assert results.argument_of(config) == (f"{spec},{data}", {"data.lengths": [9]})
 
 
+def test_a_run_keeps_the_weights_that_a_simpler_variant_lacks():
+    weights = [f"--config.weights.{name}=64.0" for name in ("captioning", "self_critical")]
+    config = configs.load("gxn.py:mix,f8k", ["--config.stages=()", *weights])
+    argument, changed = results.argument_of(config)
+    assert argument == "gxn.py:mix,f8k"
+    assert changed["weights.self_critical"] == 64.0
+
+
 def test_runs_of_an_unknown_system_are_told_apart_by_their_keys(tmp_path):
     for place, (seed, rate) in enumerate([(0, 0.1), (1, 0.1), (0, 0.2)]):
         folder = run_folder(tmp_path / str(place), f"seed={seed}", f"optim.lr={rate}", spec="vse.py:vsepp,f8k")

@@ -4,12 +4,12 @@ import asyncio
 import re
 
 import galleries
-import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the extra serve")
 
+from helpers import nothing_compiles
 from starlette.testclient import TestClient
 from test_serve import Served
 
@@ -77,13 +77,9 @@ def test_attention_is_given_beside_what_none_would_be(served):
 
 def test_the_first_look_comes_as_fast_as_the_others(served, caplog):
     state = served.live.state
-    with jax.log_compiles():
-        jax.jit(lambda x: x - 3)(1)
-        assert "Compiling" in caplog.text
-        caplog.clear()
+    with nothing_compiles(caplog):
         for words in (1, 5, 7, 12, 20, 30, 45, 61, 100):
             state.attend([(words % galleries.COUNT, "red " * words)])
-        assert "Compiling" not in caplog.text
 
 
 def test_without_javascript_a_sentence_is_answered_in_html(served):

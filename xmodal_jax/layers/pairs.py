@@ -29,13 +29,13 @@ def over_captions(pairs: nn.Module, image: Repr, text: Repr) -> Float[Array, "b 
     def step(pairs: nn.Module, carry: tuple[()], image: Repr, text: Repr) -> tuple[tuple[()], jax.Array]:
         return carry, pairs(image, text)
 
-    images, count = jax.tree.leaves(image)[0].shape[0], jax.tree.leaves(text)[0].shape[0]
-    known = isinstance(images, int) and isinstance(count, int)  # not in an exported function: one caption at a time
-    if known:
-        size = min(max(PAIRS // images, 1), count)
-        text = take(text, np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size))
-    else:
+    images, count = (jax.tree.leaves(side)[0].shape[0] for side in (image, text))
+    known = isinstance(images, int) and isinstance(count, int)  # an exported function has symbols for them
+    size = min(max(PAIRS // images, 1), count) if known else 1
+    if size == 1:
         text = jax.tree.map(lambda leaf: leaf[:, None], text)
+    else:  # the last part is filled up with the last caption
+        text = take(text, np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size))
     axes: Any = (nn.broadcast, 0)
     scan = nn.scan(
         nn.remat(step, prevent_cse=False),
@@ -45,7 +45,7 @@ def over_captions(pairs: nn.Module, image: Repr, text: Repr) -> Float[Array, "b 
         out_axes=1,
     )
     scores = scan(pairs, (), image, text)[1]
-    return scores.reshape(scores.shape[0], -1)[:, :count] if known else scores[..., 0]
+    return scores.reshape(images, -1)[:, :count]
 
 
 def factor(x: AnyArray) -> jax.Array:

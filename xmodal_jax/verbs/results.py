@@ -112,8 +112,9 @@ def about(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def argument_of(config: Config) -> tuple[str, dict[str, Any]]:
     """``scan.py:t2i_lse,f8k`` and the overridden keys of the saved config of a run.
 
-    A run does not keep its argument: it is the one whose config differs in the fewest keys. A system that has no config
-    of its name in the package is named by its model alone, and its keys are those that the defaults do not have.
+    A run does not keep its argument: it is the one whose config differs in, or lacks, the fewest keys. A system that
+    has no config of its name in the package is named by its model alone, and its keys are those that the defaults do
+    not have.
     """
     name, saved = config.model.name, configs.flatten(config)
     file = file_of(str(name))
@@ -129,8 +130,8 @@ def argument_of(config: Config) -> tuple[str, dict[str, Any]]:
             plain = configs.flatten(module.get_config(word))
             if plain["model.name"] == name:
                 kept = {k: v for k, v in saved.items() if k in plain}
-                found.append((difference(kept, plain), f"{path.name}:{word}"))
-    changed, argument = min(found, key=lambda pair: len(pair[0]))
+                found.append((difference(kept, plain), len(saved) - len(kept), f"{path.name}:{word}"))
+    changed, _, argument = min(found, key=lambda one: len(one[0]) + one[1])
     return argument, changed
 
 
