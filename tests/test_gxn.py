@@ -310,7 +310,7 @@ def test_variants_are_the_rows_of_the_ablation():
     assert [m.references for m in models.values()] == [0, 0, 0, 0, 4, 0, 4]
     stages = configs.load("gxn.py:both,f30k").stages
     assert stages[0]["weights"]["generation"] == 0 and stages[1]["weights"]["rank"] == 0
-    assert stages[2]["weights"] == {"captioning": 64.0, "self_critical": 64.0} and stages[2]["optim"]["lr"] == 2e-5
+    assert stages[2]["weights"] == {"captioning": 0.5, "self_critical": 0.5} and stages[2]["optim"]["lr"] == 2e-5
 
 
 # Runs
