@@ -6,9 +6,8 @@ from xmodal_jax.data.records import open_dataset
 from xmodal_jax.export import run as export
 from xmodal_jax.inference import index, load
 from xmodal_jax.text.vocabulary import Vocabulary
-from xmodal_jax.training.model import example_batch, make_model
+from xmodal_jax.training.model import example_batch, facts_of, inputs_of, make_model
 from xmodal_jax.training.step import initialise
-from xmodal_jax.types import Facts, Feature
 
 HOSTILE = [
     "<script>window.hurt = 1</script>",
@@ -46,8 +45,7 @@ def bundle(folder, dataset, *, seed=0, system="scan.py:t2i_lse"):
     config = configs.load(f"{system},scenes,tiny", [])
     texts = [text for captions in open_dataset(dataset).split("test").captions for text in captions]
     vocabulary = Vocabulary.build(texts, 1)
-    shapes = {"region": Feature((None, 158)), "global": Feature((158,))}
-    facts = Facts(shapes, vocabulary=len(vocabulary), regions=10, words=max(config.data.lengths))
+    facts = facts_of(open_dataset(dataset), inputs_of(config), config, vocabulary)
     model = make_model(config, facts)
     init = initialise(model, example_batch(model.inputs, facts), seed)
     parts = {"config": config, "model": model, "variables": {"params": init.params, **init.model_state}}
