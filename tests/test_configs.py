@@ -75,10 +75,11 @@ def final(workdir):
 
 @pytest.mark.parametrize("spec", specs())
 def test_stops_in_the_middle_and_goes_on_as_if_it_had_not(spec, data, tmp_path):
-    steps = ["--config.steps=4", "--config.checkpoint.every_steps=2", "--config.log.every_steps=1"]
+    steps = ["steps=4", "checkpoint.every_steps=2", "checkpoint.keep=4", "log.every_steps=1"]
+    steps = [f"--config.{setting}" for setting in steps]
     assert train(spec, data, tmp_path / "whole", *steps) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
-    for step in (3, 4):  # as if it had been stopped before; only the end of a stage leaves a step 3
+    for step in (3, 4):  # as if it had been stopped before; a step 3 is there where a stage ends with it
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step), ignore_errors=step == 3)
     assert final(tmp_path / "run")[0] == 2
     assert train(spec, data, tmp_path / "run", *steps) == 0
