@@ -21,7 +21,7 @@ from xmodal_jax.types import Config
 VARIANTS = ("dual_path", "instance", "hardest")
 FROZEN = {"match": ".*backbone/.*", "lr": 0.0}
 TRAINED = (
-    {"match": ".*backbone/conv1/.*", "lr": 1e-4},
+    {"match": ".*backbone/(conv1|stem)/.*", "lr": 1e-4},
     {"match": ".*backbone/.*/scale", "lr": 0.02},
     {"match": ".*backbone/.*", "lr": 1e-3},
 )

@@ -14,6 +14,7 @@ from test_dual_path import close, images, make, texts
 from xmodal_jax import config as configs
 from xmodal_jax.defaults import base
 from xmodal_jax.errors import UsageError
+from xmodal_jax.layers.backbones.backbone import Backbone
 from xmodal_jax.layers.classifier import SharedClassifier
 from xmodal_jax.layers.text import placed, words_of
 from xmodal_jax.losses import halves
@@ -21,7 +22,7 @@ from xmodal_jax.models.dual_path import Model
 from xmodal_jax.text.vocabulary import END, START, UNKNOWN
 from xmodal_jax.training import groups, memory, parallel
 from xmodal_jax.training.groups import k_means, start_groups
-from xmodal_jax.training.optim import live_leaves, make_optimiser
+from xmodal_jax.training.optim import live_leaves, make_optimiser, match_rules
 from xmodal_jax.training.step import Initial, Objective, make_state, train_step
 from xmodal_jax.types import Batch, Images
 
@@ -312,6 +313,19 @@ def test_stage_one_leaves_the_image_network_as_it_is():
         assert (
             np.asarray(after.params["text_net"]["out"]["kernel"]) != before.params["text_net"]["out"]["kernel"]
         ).any()
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", "lite0", "lite2"])
+def test_rules_of_both_stages_reach_the_network(network):
+    config = configs.load("dual_path_pixels.py:dual_path,f8k", [f"--config.model.network={network}"])
+    pictures = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
+    net = jax.eval_shape(Backbone(network).init, jax.random.key(0), pictures)["params"]
+    params = {"image_net": {"backbone": net}, "text_net": {"embedding": 0}, "classifier": 0}
+    for rules in (config.optim.rules, config.stages[1]["optim"]["rules"]):
+        chosen = match_rules(params, rules)
+        assert chosen["classifier"] == len(rules) - 1
+    first = chosen["image_net"]["backbone"]["stem" if network.startswith("lite") else "conv1"]
+    assert {config.stages[1]["optim"]["rules"][index]["lr"] for index in jax.tree.leaves(first)} == {1e-4}
 
 
 def test_pixels_are_grouped_by_what_the_network_sees(monkeypatch):
