@@ -52,6 +52,8 @@ def get_config(arg: str | None = None) -> Config:
         config.optim.schedule.kind, config.optim.schedule.factor = "staircase", 0.3
         config.optim.schedule.at = (14.0, 20.0)
         config.data.dev_images = 0
+        # Or in so few steps the decoder hardly hears of the image: with attention it says one sentence of all pictures
+        config.optim.rules = ({"match": "(decoder|embed)/.*", "lr": 10.0}, {"match": ".*"})
     if tiny:
         shrink(config)
         config.model.embed_dim = config.model.word_dim = 32

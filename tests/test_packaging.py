@@ -174,7 +174,7 @@ def test_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
     outside(installed, "xmodal", "demo", "--tiny", "--workdir", str(tmp_path / "tiny demo"), cwd=tmp_path, timeout=500)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny demo"]
     report = (tmp_path / "tiny demo" / "report.md").read_text(encoding="utf-8")
-    assert "word-region accuracy" in report
+    assert "word-region accuracy" in report and "generated caption" in report
     pictures = re.findall(r"\]\((.+\.png)\)", report)
     assert pictures == ["curves.png", "ranks.png", "retrieved.png", "attention.png"]
     assert "| i2t R@1 |" in (tmp_path / "tiny demo" / "bundle" / "README.md").read_text(encoding="utf-8")

@@ -35,8 +35,8 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
-    "scan": System("SCAN", "scan.py:t2i_lse"),
     "stt_att": System("STT with attention", "stt_att.py:stt_att"),
+    "scan": System("SCAN", "scan.py:t2i_lse"),
 }
 
 

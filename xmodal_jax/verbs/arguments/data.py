@@ -14,9 +14,9 @@ def add_demo(verbs) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("demo"), help="folder for data, run and report")
     parser.add_argument(
         "--system",
-        choices=["scan", "stt_att"],
-        default="scan",
-        help="what is trained: SCAN, or STT with attention, which also writes captions and paraphrases",
+        choices=["stt_att", "scan"],
+        default="stt_att",
+        help="what is trained: STT with attention, which also writes captions and paraphrases, or SCAN, in less time",
     )
     parser.add_argument("--tiny", action="store_true", help="60 pictures and two epochs, for a quick check")
     parser.add_argument("--seed", type=int, default=0)
