@@ -19,7 +19,7 @@ numbers. The founding ablations:
     classes                   --config.model.groups=3000
 
 Reached on Flickr8k (docs/results.md): ``dual_path,f8k`` 144.4 in 378 s of a CPU core, on dev 82 after stage I, 149
-after both. At the published widths, and the ablations: not measured.
+after both; the ablations in 920 steps of stage I, 48.4 to 86.4. At the published widths: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,8 @@ here as matrices and biases, and the scales of its norms, and the first convolut
 statistics of a batch (``cnn_mode``; the released code does in stage II). ``--config.model.network=lite0
 --config.init.backbone=package`` takes a network that comes as a Python package.
 
-Reached (docs/results.md): not measured.
+Reached on Flickr8k's photographs at 96 pixels, EfficientNet-Lite0, narrow (docs/results.md): 40.5 after 920 steps of
+stage I, then after 60 of stage II 46.4, after as many with the image network frozen 45.5. Published widths: not run.
 """
 
 import runpy

@@ -13,7 +13,7 @@ specified and else a [reconstruction]. The rows of its ablation: ``gru``, ``bigr
 with ``--config.optim.rules`` as in configs/vse_pixels.py; the generator's pictures are then made of the network's.
 
 Reached on Flickr8k (docs/results.md), width 256, 705 steps of a CPU core, short: gru 215.9, bigru 230.7, gxn 235.3, xe
-235.5, t2i 247.2; xe of captions of weight 128 233.3, after 120 further steps 249.8.
+235.5, t2i 247.2, both 246.9; xe of captions of weight 128 233.3, after 120 further steps 249.8.
 """
 
 from typing import Any

@@ -15,7 +15,8 @@ trained by optim.rules and stages as in vse_pixels.py.
 
 ``f8k`` trains in some 20 minutes of a CPU core, at batches as large as the level allows.
 
-Reached on Flickr8k (docs/results.md), one core, short: word 94.8, sentence 169.3.
+Reached on Flickr8k (docs/results.md), one core, few steps: word 94.8, short phrase 129.8, sentence
+169.3; the long phrase was not run.
 """
 
 from ml_collections import ConfigDict
