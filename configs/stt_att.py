@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> Config:
         config.weights.paraphrase_ranking = float(config.data.batch_size)
     config.data.lengths = (24, 64)  # a compilation of the scores each; the decoder's loss takes longer for padding
     if data == "scenes":  # as SCAN's
-        config.epochs, config.loss.warmup_epochs = 8.0, 1.0
+        config.epochs, config.loss.warmup_epochs = 2.0 if tiny else 8.0, 1.0
         config.optim.schedule.at = (5.0, 7.0)
         config.data.lengths = (24,)
     if tiny:
