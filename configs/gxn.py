@@ -35,7 +35,7 @@ PLAYERS = (
 )
 
 
-def stages(paths: tuple[str, ...], mixed: bool, lengths: tuple[float, ...], rate: float, key: str = "epochs") -> Any:
+def stages(paths: tuple[str, ...], mixed: bool, lengths: tuple[float, ...], rate: float, key: str) -> tuple[Any, ...]:
     """(1) embeddings and cross entropy, (2) the adversarial network alone, (3) all together at a small rate."""
     off: dict[str, float] = {"self_critical": 0.0} if mixed else {}
     without: dict[str, float] = dict.fromkeys(T2I, 0.0) if "t2i" in paths else {}
@@ -108,11 +108,7 @@ def get_config(arg: str | None = None) -> Config:
         config.model.embed_dim = config.model.word_dim = config.model.gru_dim = 32
         config.model.noise_dim, config.model.condition_dim, config.model.filters = 4, 8, 4
         config.model.longest = 6
-        config.stages = (
-            stages(paths, mixed, (2, 2) if variant == "mix" else (1, 1, 2), rate, "steps")
-            if variant in ("mix", "t2i", "both")
-            else ()
-        )
-    elif variant in ("mix", "t2i", "both"):
-        config.stages = stages(paths, mixed, lengths, rate)
+        lengths = (2, 2) if variant == "mix" else (1, 1, 2)
+    if variant in ("mix", "t2i", "both"):
+        config.stages = stages(paths, mixed, lengths, rate, "steps" if tiny else "epochs")
     return config

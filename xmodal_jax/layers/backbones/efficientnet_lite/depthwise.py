@@ -52,8 +52,8 @@ def sum_of_shifts(
 def shifted(stride: int, x: Float[AnyArray, "b h w k"], kernel: Float[AnyArray, "s s 1 k"]) -> Any:
     """The same as a sum of shifted maps, which XLA makes one loop of.
 
-    The backward pass is written out: that of the sum takes 1.3 to 5 times as long where the maps are large, as it adds
-    the entries of the kernel's gradient in one pass, and keeps every shifted map.
+    The backward pass is written out: that of the sum would keep every shifted map, and adds all entries of the
+    kernel's gradient in one slow loop (docs/performance.md).
     """
     sides = [-(-side // stride) for side in x.shape[1:3]]
     return sum_of_shifts(padded(stride, x, kernel.shape[0]), kernel, sides, stride)
